@@ -1,0 +1,1 @@
+"""Shipping: signed bundles, A/B slots, installation, on-device self-test."""

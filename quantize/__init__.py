@@ -1,0 +1,1 @@
+"""The training side: networks, data, training, metrics, and the one quantization grid."""
