@@ -1,15 +1,15 @@
 """Golden vectors: frames whose answers the exporter recorded, so that a device can prove itself.
 
-`golden.npz`: `frames` (uint8 [n, h, w] or [n, h, w, 3]), `input_sha256` (of each frame's encoded tiles),
-`defect_logit` float32 [n], `defective` bool [n], `mask_sha256` and `mask_area_px` of the mask in frame
-coordinates, and `output_sha256` of the raw `defect` and `mask` bytes. Verdicts must be equal, logits within k
+`golden.npz`: `frame_000`, `frame_001`, ... (uint8 [h, w] or [h, w, 3], sizes may differ) and, each of length n:
+`input_sha256` (of a frame's encoded tiles), `defect_logit` float32, `defective` bool, `mask_area_px` (in frame
+coordinates) and `output_sha256` (of the raw `defect` and `mask` bytes). Verdicts must be equal, logits within k
 quantization steps; equal bytes are reported and required only on the SDK, version and processor recorded.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,13 @@ def _answer(inspector: Inspector, frame: UInt8Array) -> dict[str, Any]:
     }
 
 
-def make(inspector: Inspector, frames: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-    """Record the answers of `inspector` on `frames` [n, h, w] or [n, h, w, 3]: the members of `golden.npz`."""
+def write(inspector: Inspector, frames: Sequence[UInt8Array], file: Path) -> None:
+    """Record the answers of `inspector` on `frames` (at least one) in `file`."""
     answers = [_answer(inspector, frame) for frame in frames]
-    return {"frames": frames, **{key: np.array([a[key] for a in answers]) for key in answers[0]}}
+    members: dict[str, npt.NDArray[Any]] = {f"frame_{i:03}": frame for i, frame in enumerate(frames)}
+    members.update({key: np.array([answer[key] for answer in answers]) for key in answers[0]})
+    with file.open("wb") as stream:
+        np.savez_compressed(stream, **members)  # type: ignore[arg-type]  # numpy's stub mistakes ** for flags
 
 
 def tolerance(inspector: Inspector, facts: Mapping[str, Any]) -> float:
@@ -89,7 +92,9 @@ def check(inspector: Inspector, folder: Path, facts: Mapping[str, Any]) -> list[
     try:
         with np.load(file, allow_pickle=False) as members:
             golden = {key: members[key] for key in members.files}
-        frames = golden["frames"]
+        frames = [golden[f"frame_{i:03}"] for i in range(len(golden["defect_logit"]))]
+        if not frames:
+            raise ValueError("no frame")
         allowed = tolerance(inspector, facts)
         checks = []
         for index, frame in enumerate(frames):
