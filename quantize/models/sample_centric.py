@@ -1,0 +1,143 @@
+"""The sample-centric network: one shared encoder answers good or defective, and where.
+
+After "sample-centric multi-task learning" (arXiv 2510.13226: shared encoder, sample verdict and pixel mask
+learned together). From siblings: how much of the sample gradient enters the encoder is a choice (SegDecNet 0,
+SuperSimpleNet 1). Ours: only operations that OpenVINO, the Edge TPU and TensorRT all run in int8, and in the
+same integers. Hence nearest upsampling (a copy, exact everywhere), a global maximum as a chain of max pools
+(FINDINGS: an int8 ReduceMax goes wrong in OpenVINO), and in place of a concatenation of pooled vectors, which
+would force one scale on all of them, one 1x1 convolution for each and a sum, which is the same linear map.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantize.models.mobilenet import MobileNetV2, conv_norm
+
+# Edge TPU and TFLite pool windows stay small; a chain of them is still an exact maximum.
+LARGEST_POOL = 8
+MULTIPLE = 16
+
+
+def separable(channels: int) -> nn.Sequential:
+    """Depthwise 3x3 and pointwise 1x1, each with batch norm and ReLU6."""
+    return nn.Sequential(conv_norm(channels, channels, 3, groups=channels), conv_norm(channels, channels, 1))
+
+
+def share_gradient(x: Tensor, share: float) -> Tensor:
+    """`x` in the forward pass, `share` of its gradient in the backward pass."""
+    return x if share == 1 else x * share + x.detach() * (1 - share)
+
+
+def _pool_chain(height: int, width: int) -> list[tuple[int, int]]:
+    """Max-pool windows whose chain reduces height x width to 1 x 1."""
+    chain = []
+    while height > 1 or width > 1:
+        window = tuple(
+            next((k for k in range(min(LARGEST_POOL, n), 1, -1) if n % k == 0), n) if n > 1 else 1
+            for n in (height, width)
+        )
+        chain.append((window[0], window[1]))
+        height, width = height // window[0], width // window[1]
+    return chain
+
+
+class Decoder(nn.Module):
+    """Features at stride 16, 8 and 4, merged coarse to fine into one at stride 4."""
+
+    def __init__(self, encoder_channels: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        fine, middle, coarse = encoder_channels
+        self.lateral = nn.ModuleList(conv_norm(n, channels, 1) for n in (coarse, middle, fine))
+        self.merge = nn.ModuleList(separable(channels) for _ in range(3))
+
+    def forward(self, taps: list[Tensor]) -> Tensor:
+        x: Tensor | None = None
+        for tap, lateral, merge in zip(reversed(taps), self.lateral, self.merge):
+            side = lateral(tap)
+            x = merge(side if x is None else side + F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        assert x is not None
+        return x
+
+
+class SampleHead(nn.Module):
+    """One logit from the mean and the maximum of several maps: [N, C_i, H_i, W_i] -> [N, 1]."""
+
+    def __init__(self, map_channels: list[int], hidden: int) -> None:
+        super().__init__()
+        self.mean = nn.ModuleList(nn.Conv2d(n, hidden, 1, bias=i == 0) for i, n in enumerate(map_channels))
+        self.maximum = nn.ModuleList(nn.Conv2d(n, hidden, 1, bias=False) for n in map_channels)
+        self.activation = nn.ReLU6()
+        self.logit = nn.Conv2d(hidden, 1, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for x, mean, maximum in zip(maps, self.mean, self.maximum):
+            highest = x
+            for window in _pool_chain(x.shape[2], x.shape[3]):
+                highest = F.max_pool2d(highest, window)
+            part = mean(x.mean((2, 3), keepdim=True)) + maximum(highest)
+            total = part if total is None else total + part
+        assert total is not None
+        return self.logit(self.activation(total)).flatten(1)
+
+
+class SampleCentric(nn.Module):
+    """Shared encoder, decoder to stride 4, mask head and sample head.
+
+    Args:
+        width: MobileNetV2 width multiplier.
+        channels: 1 (grey) or 3 (RGB).
+        decoder_channels: of every decoder map.
+        sample_gradient: share of the sample loss's gradient that enters encoder, decoder and mask head.
+
+    Input float [N, C, H, W], (p - 128) / 128, H and W multiples of 16.
+    Output: defect logits [N, 1] and mask logits [N, 1, H/4, W/4].
+    """
+
+    def __init__(self, width: float, channels: int, decoder_channels: int, sample_gradient: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= sample_gradient <= 1:
+            raise ValueError(f"sample_gradient is a share, 0 to 1, got {sample_gradient}")
+        self.sample_gradient = sample_gradient
+        self.encoder = MobileNetV2(width, channels)
+        self.decoder = Decoder(self.encoder.channels, decoder_channels)
+        self.mask = nn.Sequential(separable(decoder_channels), nn.Conv2d(decoder_channels, 1, 1))
+        self.sample = SampleHead([self.encoder.channels[-1], decoder_channels, 1], hidden=32)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Defects are rare: start with masks at about 2 % and calm verdicts, so the first steps do not diverge.
+        for last, prior in ((self.mask[-1], 0.02), (self.sample.logit, 0.5)):
+            assert isinstance(last, nn.Conv2d) and last.bias is not None
+            nn.init.normal_(last.weight, std=0.01)
+            nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        taps = self.encoder(x)
+        decoded = self.decoder(taps)
+        mask = self.mask(decoded)
+        maps = [taps[-1], decoded, mask]
+        if self.training:
+            maps = [share_gradient(m, self.sample_gradient) for m in maps]
+        return self.sample(maps), mask
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "nano": {"width": 0.5, "decoder_channels": 32},
+    "small": {"width": 1.0, "decoder_channels": 64},
+}
+
+
+def build(size: str, channels: int, sample_gradient: float = 1.0) -> SampleCentric:
+    """The network of one of `SIZES`."""
+    return SampleCentric(channels=channels, sample_gradient=sample_gradient, **SIZES[size])
