@@ -1,0 +1,128 @@
+"""The verbs ``train`` and ``evaluate``. Light to import: torch comes when a verb runs."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edge.command import Command, Outcome
+
+
+def _whole(low: int, high: int, what: str) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isdigit() or not low <= int(text) <= high:
+            raise ArgumentTypeError(f"{text!r}: wanted {what} from {low} to {high}")
+        return int(text)
+
+    return convert
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{text!r}: wanted minutes, 0 for no limit")
+    return value
+
+
+def _input_size(text: str) -> tuple[int, int]:
+    """``256`` or ``320x256`` (width x height)."""
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdigit() and 32 <= int(part) <= 4096 for part in parts):
+        raise ArgumentTypeError(f"{text!r}: wanted a side such as 256, or WIDTHxHEIGHT, each 32 to 4096")
+    sizes = (int(parts[0]), int(parts[-1]))
+    if any(size % 16 for size in sizes):
+        raise ArgumentTypeError(f"{text!r}: wanted multiples of 16, the coarsest stride of the network")
+    return sizes
+
+
+def _configure_train(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="D", help="data set folder with samples.csv")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="RUN folder to write")
+    parser.add_argument("--model", default="sample-centric", help="network (default: %(default)s)")
+    parser.add_argument("--size", default="small", choices=("nano", "small"), help="width of the network (default: %(default)s)")
+    parser.add_argument("--channels", type=int, choices=(1, 3), help="1 grey, 3 RGB (default: what the images are)")
+    parser.add_argument("--input-size", type=_input_size, default=(256, 256), metavar="S|WxH", help="network input in pixels (default: 256)")
+    parser.add_argument("--framing", default="resize", choices=("exact", "resize", "tile"), help="how a photograph becomes the input (default: %(default)s)")
+    parser.add_argument("--overlap", type=_whole(0, 4096, "pixels"), default=0, help="pixels that neighbouring tiles share (framing tile)")
+    parser.add_argument("--pretrained", metavar="PATH", help="MobileNetV2 weights, file or folder (default: EDGEQC_PRETRAINED, the cache, a download)")
+    parser.add_argument("--from-scratch", action="store_true", help="no pretrained encoder")
+    parser.add_argument("--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)")
+    parser.add_argument("--batch-size", type=_whole(2, 4096, "images"), help="images in a step (default: 16)")
+    parser.add_argument("--time-limit-min", type=_minutes, metavar="MIN", help="shorten the schedule to this, 0 for none (default: 15)")
+    parser.add_argument("--seed", type=_whole(0, 2**31 - 1, "a number"), help="of everything random (default: 0)")
+    parser.add_argument("--accelerator", help="Lightning Fabric's: auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--devices", help="Lightning Fabric's: auto or how many (default: auto)")
+    parser.add_argument("--precision", help="Lightning Fabric's: 32-true, bf16-mixed, ...; auto is bf16 where the processor computes in it")
+
+
+def _run_train(options: Namespace) -> Outcome:
+    from edge.errors import InputError
+    from edge.preprocess import Framing
+    from quantize.training.config import TrainingConfig
+    from quantize.training.job import Job, train
+
+    if options.from_scratch and options.pretrained:
+        raise InputError("--from-scratch and --pretrained contradict each other")
+    names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator", "devices", "precision")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    model: dict[str, Any] = {"name": options.model, "size": options.size}
+    if options.channels is not None:
+        model["channels"] = options.channels
+    trained = train(
+        Job(
+            data=options.data,
+            out=options.out,
+            model=model,
+            input_size=options.input_size,
+            framing=Framing(options.framing, options.overlap),
+            pretrained="" if options.from_scratch else options.pretrained,
+            config=TrainingConfig(**given),
+        )
+    )
+    text = f"{trained.run}: trained in {trained.seconds / 60:.1f} min, {trained.pretrained}\nval: " + _sentence(
+        trained.metrics
+    )
+    return Outcome(text=text, data={"run": str(trained.run), "seconds": trained.seconds, "val": trained.metrics})
+
+
+def _configure_evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN_OR_ARTIFACT", help="RUN folder or artifact folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="D", help="data set folder with samples.csv")
+    parser.add_argument("--split", default="test", metavar="S", help="split of the data set (default: %(default)s)")
+    parser.add_argument("--device", help="the backend's device, such as CPU, cuda or edgetpu:0")
+
+
+def _run_evaluate(options: Namespace) -> Outcome:
+    from edge.inspector import open_inspector
+    from edge.predictions import predict
+    from quantize.data.dataset import open_dataset
+    from quantize.evaluation import evaluate
+
+    with open_inspector(options.model, device=options.device) as inspector:
+        samples = list(open_dataset(options.data, options.split).samples)
+        predictions = predict(inspector, samples, what="evaluating")
+    metrics = evaluate(predictions, samples)
+    where = predictions.meta["ran_on"]
+    text = f"{options.split}, on {where['device']} with {where['sdk']} {where['version']}: {_sentence(metrics)}"
+    return Outcome(text=text, data=metrics)
+
+
+def _sentence(metrics: dict[str, Any]) -> str:
+    sample, seg = metrics["sample"], metrics["seg"]
+    return (
+        f"{metrics['n']} samples, {metrics['positives']} defective; AP {sample['ap']:.3f}, AUROC"
+        f" {sample['auroc']:.3f}, F1 {sample['f1']:.3f}, misses {sample['misses']}, false alarms"
+        f" {sample['false_alarms']}; Seg_mIoU {seg['seg_miou']:.3f}, Seg_Recall {seg['seg_recall']:.3f}, mIoU"
+        f" {seg['miou']:.3f}, mPA {seg['mpa']:.3f}"
+        + (f"; {seg['empty_positives']} defective without a mask" if seg["empty_positives"] else "")
+    )
+
+
+train = Command("train a network and choose its thresholds", _configure_train, _run_train)
+evaluate = Command("decision-linked metrics of a RUN or an artifact", _configure_evaluate, _run_evaluate)

@@ -1,0 +1,152 @@
+"""A data set that was checked: every row's files exist, decode and fit each other.
+
+What cannot be trained or measured on is an ``InputError`` that names the row. What can, but deserves a look,
+is a finding: counted, reported, and recorded in the RUN folder.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import InputError
+from edge.folders import sha256
+from edge.images import read_image
+from edge.progress import progress
+from edge.samples import Sample, dataset_digest, read_samples
+
+ROWS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is allowed and suspicious: ``kind`` for programs, ``text`` for people, the rows it is in."""
+
+    kind: str
+    text: str
+    rows: tuple[int, ...]
+
+    def __str__(self) -> str:
+        named = ", ".join(str(row) for row in self.rows[:ROWS_NAMED])
+        more = f" and {len(self.rows) - ROWS_NAMED} more" if len(self.rows) > ROWS_NAMED else ""
+        return f"{len(self.rows)} x {self.text} (samples.csv row {named}{more})"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples of one folder in the order of ``samples.csv``, and what the check found.
+
+    ``digest`` is ``edge.samples.dataset_digest``: the same digest is the same data.
+    ``channels`` is 3 if any image has colours, else 1.
+    """
+
+    folder: Path
+    samples: tuple[Sample, ...]
+    digest: str
+    findings: tuple[Finding, ...]
+    channels: int
+
+    def split(self, name: str) -> list[Sample]:
+        """The samples of ``train``, ``val`` or ``test``; ``InputError`` if there are none."""
+        chosen = [sample for sample in self.samples if sample.split == name]
+        if not chosen:
+            raise InputError(
+                f"no sample of split {name!r} in {self.folder}",
+                wanted=f"rows of samples.csv with split {name}",
+                got=", ".join(sorted({sample.split for sample in self.samples})),
+            )
+        return chosen
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Good and defective samples of each split."""
+        table: dict[str, dict[str, int]] = {}
+        for sample in self.samples:
+            row = table.setdefault(sample.split, {"good": 0, "defective": 0})
+            row["defective" if sample.defective else "good"] += 1
+        return table
+
+    def summary(self) -> dict[str, Any]:
+        """What a RUN folder records of its data."""
+        return {
+            "digest": self.digest,
+            "counts": self.counts(),
+            "findings": [{"kind": f.kind, "count": len(f.rows), "text": str(f)} for f in self.findings],
+        }
+
+
+def open_dataset(folder: str | Path, split: str | None = None) -> Dataset:
+    """Read and check a native data set, all of it or one split.
+
+    Raises ``InputError`` naming the row: a missing column, file or value, an unreadable image, a mask of
+    another size than its image, a group in two splits.
+    """
+    root = Path(folder)
+    samples = read_samples(root, split)
+    same_bytes: dict[str, list[Sample]] = defaultdict(list)
+    empty: list[Sample] = []
+    unlabelled: list[Sample] = []
+    contradictory: list[Sample] = []
+    channels = 1
+    for sample in progress(samples, "checking the data set"):
+        same_bytes[sha256(sample.image)].append(sample)
+        image = _read(sample, sample.image)
+        channels = max(channels, 3 if image.ndim == 3 else 1)
+        if sample.mask is None:
+            if sample.defective:
+                unlabelled.append(sample)
+        else:
+            mask = read_mask(sample)
+            if mask.shape != image.shape[:2]:
+                raise InputError(
+                    f"samples.csv row {sample.row}: the mask has another size than its image",
+                    wanted=f"{image.shape[1]} x {image.shape[0]} ({sample.image.name})",
+                    got=f"{mask.shape[1]} x {mask.shape[0]} ({sample.mask.name})",
+                )
+            if sample.defective and not mask.any():
+                empty.append(sample)
+            if not sample.defective and mask.any():
+                contradictory.append(sample)
+    duplicates = [s for same in same_bytes.values() if len(same) > 1 for s in same[1:]]
+    findings = [
+        _finding("empty-mask", "defective, but the mask is empty; left out of the mask metrics", empty),
+        _finding("no-mask", "defective without a mask; trains the verdict only", unlabelled),
+        _finding("good-with-mask", "called good, but the mask is not empty", contradictory),
+        _finding("duplicate-image", "the same image as an earlier row", duplicates),
+    ]
+    return Dataset(
+        folder=root,
+        samples=tuple(samples),
+        digest=dataset_digest(samples),
+        findings=tuple(f for f in findings if f is not None),
+        channels=channels,
+    )
+
+
+def read_mask(sample: Sample) -> NDArray[np.bool_]:
+    """The ground-truth mask as bool H x W; any non-zero value, in any channel, is defect."""
+    assert sample.mask is not None
+    mask = _read(sample, sample.mask) != 0
+    return mask.any(axis=2) if mask.ndim == 3 else mask
+
+
+def _read(sample: Sample, path: Path) -> NDArray[np.uint8]:
+    try:
+        return read_image(path)
+    except InputError as error:
+        raise InputError(
+            f"samples.csv row {sample.row}: {error.what}",
+            wanted=error.wanted,
+            got=error.got,
+            next_step=error.next_step,
+        ) from error
+
+
+def _finding(kind: str, text: str, samples: Sequence[Sample]) -> Finding | None:
+    return Finding(kind, text, tuple(sample.row for sample in samples)) if samples else None
+

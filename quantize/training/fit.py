@@ -1,0 +1,235 @@
+"""The training loop, on Lightning Fabric: one process on a CPU, a GPU, or several of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from edge.progress import progress
+from quantize.data.framed import FramedSet
+from quantize.training.batches import BalancedBatches, Batch
+from quantize.training.checkpoint import Checkpoint
+from quantize.training.config import TrainingConfig
+from quantize.training.losses import inspection_loss
+from quantize.training.validation import validate
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a training stands: what a resume needs besides the tensors."""
+
+    epoch: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The best averaged weights, how the training went, and what it ran on."""
+
+    state: State
+    progress: Progress
+    ran_on: dict[str, Any]
+
+
+def make_fabric(config: TrainingConfig) -> Fabric:
+    """Fabric as configured; precision ``auto`` is bf16 where the processor computes in it."""
+    devices: int | str = int(config.devices) if config.devices.isdigit() else config.devices
+    accelerator = config.accelerator
+    if accelerator in ("auto", "cpu") and not torch.cuda.is_available():
+        accelerator, devices = "cpu", 1 if devices == "auto" else devices
+    precision: Any = config.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if _computes_bf16(accelerator) else "32-true"
+    return Fabric(accelerator=accelerator, devices=devices, precision=precision)
+
+
+def fit(
+    fabric: Fabric, model: nn.Module, train: FramedSet, val: FramedSet, config: TrainingConfig,
+    *, pretrained: bool, checkpoint: Checkpoint,
+) -> Fitted:
+    """Train ``model`` and return the averaged weights of the best epoch on ``val``.
+
+    ``pretrained`` says that the encoder starts from foreign weights and learns slowly. Goes on from
+    ``checkpoint`` where there is a state, and leaves one after every epoch.
+    """
+    model = model.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model).to(fabric.device).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(_groups(model, config, pretrained), foreach=True)
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    batches = BalancedBatches(
+        train, batch_size=config.batch_size, config=config.augmentation, seed=config.seed,
+        device=fabric.device, rank=fabric.global_rank, world=fabric.world_size,
+    )
+    state = Progress()
+    best: State = {}
+    if checkpoint.check():
+        saved = checkpoint.load()
+        wrapped.module.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        best, state = saved["best_state"], Progress(**saved["progress"])
+        _say(fabric, f"resuming after epoch {state.epoch} of {config.epochs}")
+    schedule = _Schedule(config, batches.steps)
+    while state.epoch < config.epochs and schedule.share(state.epoch * batches.steps, state.seconds) < 1:
+        began = time.monotonic()
+        wrapped.train()
+        fabric.seed_everything(config.seed + state.epoch, verbose=False)
+        clock = _Clock()
+        losses: dict[str, Tensor] = {}
+        what = f"epoch {state.epoch + 1}/{config.epochs}"
+        for step, batch in enumerate(progress(clock.timed(batches.epoch(state.epoch)), what, batches.steps)):
+            schedule.apply(
+                optimizer, state.epoch * batches.steps + step, state.seconds + time.monotonic() - began
+            )
+            _step(fabric, wrapped, optimizer, batch, config, losses)
+            _average(average, wrapped.module, config.average_decay, state.epoch * batches.steps + step)
+        trained_s = time.monotonic() - began
+        row = {"epoch": float(state.epoch + 1)}
+        row |= {f"loss_{name}": float(total) / batches.steps for name, total in losses.items()}
+        row |= validate(fabric, average, val)
+        row["images_per_s"] = batches.steps * config.batch_size * fabric.world_size / trained_s
+        row["data_share"] = clock.waited_s / trained_s
+        row["seconds"] = time.monotonic() - began
+        state.epoch += 1
+        state.seconds += row["seconds"]
+        state.history.append(row)
+        if row["selection"] >= state.best:
+            state.best, state.best_epoch = row["selection"], state.epoch
+            best = {name: tensor.detach().cpu().clone() for name, tensor in average.state_dict().items()}
+        _say(fabric, _line(what, row, schedule, state, batches.steps))
+        if fabric.is_global_zero:
+            checkpoint.save(
+                {
+                    "model": wrapped.module.state_dict(), "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(), "best_state": best, "progress": vars(state).copy(),
+                }
+            )
+        fabric.barrier()
+    return Fitted(best, state, _ran_on(fabric))
+
+
+def _step(
+    fabric: Fabric, model: Any, optimizer: Any, batch: Batch, config: TrainingConfig, losses: dict[str, Tensor]
+) -> None:
+    defect, mask = model(batch.images)
+    loss, parts = inspection_loss(
+        defect, mask, batch.defective, batch.target, batch.mask_known, config.loss
+    )
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    if config.clip_norm:
+        fabric.clip_gradients(model, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    for name, value in parts.items():
+        losses[name] = losses.get(name, torch.zeros((), device=value.device)) + value
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and batch statistics; short at first, so that it does not lag."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    for kept, now in zip(average.state_dict().values(), model.state_dict().values()):
+        if kept.dtype.is_floating_point:
+            kept.lerp_(now, weight)
+        else:
+            kept.copy_(now)
+
+
+class _Schedule:
+    """Learning rate as a share of each group's own: linear warm-up, then a cosine down to a hundredth."""
+
+    def __init__(self, config: TrainingConfig, steps_per_epoch: int) -> None:
+        self.total = config.epochs * steps_per_epoch
+        self.limit_s = config.time_limit_min * 60
+        self.warmup = config.warmup_share
+
+    def share(self, step: int, seconds: float) -> float:
+        """How much of the training is done, 0..1, by steps or by time, whichever is further."""
+        by_time = seconds / self.limit_s if self.limit_s else 0.0
+        return min(1.0, max(step / self.total, by_time))
+
+    def apply(self, optimizer: Any, step: int, seconds: float) -> None:
+        done = self.share(step, seconds)
+        # The warm-up counts steps alone: a slow first epoch must not skip it.
+        warm = min(1.0, (step + 1) / max(1.0, self.warmup * self.total))
+        factor = warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_rate"] * factor
+
+
+class _Clock:
+    """How long the training waited for its data."""
+
+    def __init__(self) -> None:
+        self.waited_s = 0.0
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self.waited_s += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+
+def _groups(model: nn.Module, config: TrainingConfig, pretrained: bool) -> list[dict[str, Any]]:
+    """Parameter groups: encoder or not, weight decay (kernels, depthwise ones too) or none (the rest)."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        slow = pretrained and name.startswith("encoder.")
+        groups.setdefault((slow, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": 0.0,
+            "base_rate": config.encoder_rate if slow else config.rate,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (slow, decays), parameters in groups.items()
+    ]
+
+
+def _computes_bf16(accelerator: str) -> bool:
+    """Whether bf16 is computed and not emulated: emulation is slower than fp32."""
+    if accelerator == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _line(what: str, row: dict[str, float], schedule: _Schedule, state: Progress, steps: int) -> str:
+    done = schedule.share(state.epoch * steps, state.seconds)
+    left_min = state.seconds * (1 - done) / max(done, 1e-9) / 60
+    return (
+        f"{what}: val AP {row['ap']:.3f}, Seg_mIoU {row['seg_miou']:.3f}, mask IoU {row['mask_iou']:.3f}"
+        f"{' (best)' if state.best_epoch == state.epoch else ''}; loss verdict {row['loss_sample']:.3f}"
+        f" mask {row['loss_mask_bce']:.3f} dice {row['loss_mask_dice']:.3f}; {row['images_per_s']:.0f} images/s,"
+        f" {100 * row['data_share']:.0f} % of it waiting for data; {left_min:.1f} min left"
+    )
+
+
+def _say(fabric: Fabric, text: str) -> None:
+    if fabric.is_global_zero:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _ran_on(fabric: Fabric) -> dict[str, Any]:
+    return {
+        "device": str(fabric.device), "processes": fabric.world_size,
+        "precision": str(fabric._precision.precision), "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,174 @@
+"""``edgeqc train`` from end to end: data, network, pretrained encoder, fit, thresholds, RUN folder."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge.errors import InputError
+from edge.folders import new_folder, refuse_existing, write_json
+from edge.predictions import predict
+from edge.preprocess import Framing
+from edge.progress import step
+from quantize.data.dataset import Dataset, open_dataset
+from quantize.data.framed import FramedSet, frame_samples
+from quantize.evaluation import evaluate
+from quantize.models import build
+from quantize.pretrained import find_pretrained, initialise_encoder
+from quantize.reference import TorchSession, open_run
+from quantize.run import METRICS, network_input, write_run
+from quantize.training.augmentation import centered
+from quantize.training.checkpoint import Checkpoint
+from quantize.training.config import TrainingConfig
+from quantize.training.fit import Fitted, fit, make_fabric
+from quantize.training.thresholds import Thresholds, choose_thresholds
+
+LABELS = ("good", "defective")
+STATISTICS_TILES = 96
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train on what.
+
+    ``model`` goes to ``quantize.models.build``; its ``channels`` are taken from the data where it names none.
+    ``input_size`` is (width, height). ``pretrained`` is a file or folder, None looks in the usual places, and
+    an empty string asks for training from scratch.
+    """
+
+    data: Path
+    out: Path
+    model: dict[str, Any]
+    input_size: tuple[int, int] = (256, 256)
+    framing: Framing = field(default_factory=Framing)
+    pretrained: str | None = None
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The RUN folder and its metrics on ``val``."""
+
+    run: Path
+    metrics: dict[str, Any]
+    pretrained: str
+    seconds: float
+
+
+def train(job: Job) -> Trained:
+    """Train, choose the thresholds and write the RUN folder; or go on with an interrupted training.
+
+    Raises ``InputError`` before anything is written if the data or the options cannot be used.
+    """
+    refuse_existing(job.out)
+    dataset = open_dataset(job.data)
+    for finding in dataset.findings:
+        print(f"warning: {finding}", file=sys.stderr)
+    model_config = {"channels": dataset.channels, **job.model}
+    spec = network_input(*job.input_size, int(model_config["channels"]))
+    train_set = _learnable(frame_samples(dataset.split("train"), spec, job.framing), "train")
+    val_samples = dataset.split("val")
+    val_set = _learnable(frame_samples(val_samples, spec, job.framing), "val")
+    fabric = make_fabric(job.config)
+    fabric.launch()
+    fabric.seed_everything(job.config.seed, verbose=False)
+    model = build(model_config)
+    pretrained = "from scratch, as asked for"
+    encoder = None
+    if job.pretrained != "":
+        encoder, pretrained = find_pretrained(model, job.pretrained)
+    print(pretrained, file=sys.stderr)
+    settings = {
+        "model": model_config, "input": asdict(spec), "framing": asdict(job.framing), "data": dataset.digest,
+        "pretrained": str(encoder.path) if encoder else None, "training": job.config.as_dict(),
+    }
+    checkpoint = Checkpoint(job.out, settings)
+    if encoder is not None and not checkpoint.check():
+        with step("reading the pretrained encoder"):
+            initialise_encoder(model, encoder, _statistics_images(train_set, job.config.seed))
+    fitted = fit(
+        fabric, model, train_set, val_set, job.config, pretrained=encoder is not None, checkpoint=checkpoint
+    )
+    metrics: dict[str, Any] = {}
+    if fabric.is_global_zero:
+        model.to("cpu").load_state_dict(fitted.state)
+        with TorchSession(model, spec) as session:
+            thresholds = choose_thresholds(session, spec, job.framing, val_samples)
+        facts = _facts(job, dataset, model_config, thresholds, fitted, pretrained)
+        with new_folder(job.out) as staging:
+            write_run(staging, fitted.state, facts, {})
+            with open_run(staging) as inspector:
+                predictions = predict(inspector, val_samples, what="measuring on val")
+            metrics = evaluate(predictions, val_samples)
+            write_json(
+                staging / METRICS,
+                {"val": metrics, "mask_iou": thresholds.mask_iou, "history": fitted.progress.history},
+            )
+        checkpoint.remove()
+    fabric.barrier()
+    return Trained(job.out, metrics, pretrained, fitted.progress.seconds)
+
+
+def _learnable(framed: FramedSet, split: str) -> FramedSet:
+    if not framed.defective.any() or framed.defective.all():
+        raise InputError(
+            f"split {split} has only {'defective' if framed.defective.any() else 'good'} samples",
+            wanted="good and defective ones: the network learns to tell them apart",
+        )
+    return framed
+
+
+def _statistics_images(framed: FramedSet, seed: int) -> Iterator[Tensor]:
+    """A few batches of training tiles as inputs, for the statistics of a re-opened batch norm."""
+    order = torch.randperm(len(framed), generator=torch.Generator().manual_seed(seed))[:STATISTICS_TILES]
+    for part in order.split(16):
+        yield centered(framed.tiles[part])
+
+
+def _facts(
+    job: Job, dataset: Dataset, model_config: dict[str, Any], thresholds: Thresholds, fitted: Fitted, pretrained: str
+) -> dict[str, Any]:
+    """Everything in ``run.json`` but its format."""
+    width, height = job.input_size
+    decision = thresholds.decision.as_dict()
+    return {
+        "name": job.out.name,
+        "model": model_config,
+        "input": {"width": width, "height": height, "channels": model_config["channels"]},
+        "framing": asdict(job.framing),
+        "labels": list(LABELS),
+        "decision": decision,
+        "mask_threshold": thresholds.mask_threshold,
+        "data": dataset.summary(),
+        "training": {
+            **job.config.as_dict(),
+            "pretrained": pretrained,
+            "epochs_done": fitted.progress.epoch,
+            "best_epoch": fitted.progress.best_epoch,
+            "seconds": round(fitted.progress.seconds, 1),
+            "ran_on": fitted.ran_on,
+        },
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("edgeqc", "torch", "lightning-fabric", "numpy", "scikit-learn")},
+        },
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
