@@ -39,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         child = verbs.add_parser(name, help=commands[name].summary, description=commands[name].summary)
         commands[name].configure(child)
         child.add_argument(
-            "--json", nargs="?", const="-", metavar="FILE", help="write the result as JSON (standard output by default)"
+            "--json",
+            nargs="?",
+            const="-",
+            metavar="FILE",
+            help="write the result as JSON (standard output by default)",
         )
     options = parser.parse_args(arguments)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -51,15 +52,26 @@ def refuse_existing(path: Path) -> None:
     """Raise InputError when `path` is there already."""
     if Path(path).exists():
         raise InputError(
-            f"{path} exists already", wanted="a path that is not there yet", next_step="remove it or choose another --out"
+            f"{path} exists already",
+            wanted="a path that is not there yet",
+            next_step="remove it or choose another --out",
         )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old bytes or the new ones, also after a power cut."""
+    """Write a file so that a reader sees the old bytes or the new ones, also after a power cut.
+
+    Raises:
+        InputError: `path` cannot be written there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as exc:
+        raise InputError(f"cannot write {path}", got=exc.strerror, next_step="choose another path") from exc
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -77,14 +89,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def json_bytes(data: Any) -> bytes:
+    """JSON text in UTF-8: two-space indent, NaN as null, newline at the end."""
+    return (json.dumps(jsonable(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically: two-space indent, NaN as null, newline at the end."""
-    text = json.dumps(jsonable(data), indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
+    """Write `json_bytes` atomically."""
+    write_atomically(path, json_bytes(data))
 
 
 def jsonable(value: Any) -> Any:
-    """Replace what JSON lacks: NaN and infinities become null, numpy scalars and paths become plain values."""
+    """Replace what JSON lacks: NaN and infinities become null, numpy scalars and paths plain values."""
     if isinstance(value, dict):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,9 +1,10 @@
 """Golden vectors: frames whose answers the exporter recorded, so that a device can prove itself.
 
-`golden.npz`: `frame_000`, `frame_001`, ... (uint8 [h, w] or [h, w, 3], sizes may differ) and, each of length n:
-`input_sha256` (of a frame's encoded tiles), `defect_logit` float32, `defective` bool, `mask_area_px` (in frame
-coordinates) and `output_sha256` (of the raw `defect` and `mask` bytes). Verdicts must be equal, logits within k
-quantization steps; equal bytes are reported and required only on the SDK, version and processor recorded.
+`golden.npz`: `frame_000`, `frame_001`, ... (uint8 [h, w] or [h, w, 3], sizes may differ) and, each of length
+n: `input_sha256` (of a frame's encoded tiles), `defect_logit` float32, `defective` bool, `mask_area_px` (in
+frame coordinates) and `output_sha256` (of the raw `defect` and `mask` bytes). Verdicts must be equal, logits
+within k quantization steps; equal bytes are reported and required only on the SDK, version and processor
+recorded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edge.errors import ArtifactError, InputError
 from edge.inspector import Inspector
 from edge.preprocess import UInt8Array
 
-# Runtimes round ties and sums differently by a few steps (docs/quantization.md); a broken one is off by dozens.
+# Runtimes round ties and sums differently by a few steps (docs/quantization.md); a broken one by dozens.
 TOLERANCE_STEPS = 8
 
 
@@ -105,7 +106,9 @@ def check(inspector: Inspector, folder: Path, facts: Mapping[str, Any]) -> list[
                     verdict_equal=bool(answer["defective"]) == bool(golden["defective"][index]),
                     input_equal=answer["input_sha256"] == str(golden["input_sha256"][index]),
                     bytes_equal=answer["output_sha256"] == str(golden["output_sha256"][index]),
-                    logit_difference=abs(float(answer["defect_logit"]) - float(golden["defect_logit"][index])),
+                    logit_difference=abs(
+                        float(answer["defect_logit"]) - float(golden["defect_logit"][index])
+                    ),
                     tolerance=allowed,
                 )
             )
@@ -114,7 +117,9 @@ def check(inspector: Inspector, folder: Path, facts: Mapping[str, Any]) -> list[
         raise
     except (OSError, KeyError, ValueError, IndexError) as exc:
         raise ArtifactError(
-            f"{file} is not readable as golden vectors", got=f"{type(exc).__name__}: {exc}", next_step="export again"
+            f"{file} is not readable as golden vectors",
+            got=f"{type(exc).__name__}: {exc}",
+            next_step="export again",
         ) from exc
 
 

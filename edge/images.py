@@ -44,11 +44,14 @@ def read_image(path: Path) -> UInt8Array:
             wanted="uint8, HxW or HxWx3",
             got=f"{array.dtype} of shape {array.shape}",
         )
-    return array
+    image: UInt8Array = array
+    return image
 
 
 def _read_netpbm(data: bytes) -> UInt8Array:
-    header = re.match(rb"(P[56])(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)\s", data)
+    header = re.match(
+        rb"(P[56])(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)\s", data
+    )
     if header is None or int(header[4]) != 255:
         raise ValueError("not a binary 8-bit PGM or PPM")
     width, height, channels = int(header[2]), int(header[3]), 3 if header[1] == b"P6" else 1
@@ -85,5 +88,8 @@ def write_png(path: Path, image: UInt8Array) -> None:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if image.ndim == 3 else 0, 0, 0, 0)
     Path(path).write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw, 6)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw, 6))
+        + chunk(b"IEND", b"")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ import numpy as np
 from edge import postprocess, preprocess
 from edge.artifact import MANIFEST, Artifact, Decision
 from edge.backend import Session, entry_points, find_backend
-from edge.errors import IncompatibleArtifactError, InputError
+from edge.errors import IncompatibleArtifactError, InferenceError, InputError
 from edge.preprocess import BoolArray, Framing, InputSpec
 
 OPENER_GROUP = "edgeqc.openers"
@@ -61,7 +62,14 @@ class Inspector:
     """Runs one loaded network on frames. Use as a context manager, or call `close`."""
 
     def __init__(
-        self, session: Session, spec: InputSpec, framing: Framing, decision: Decision, *, digest: str, name: str
+        self,
+        session: Session,
+        spec: InputSpec,
+        framing: Framing,
+        decision: Decision,
+        *,
+        digest: str,
+        name: str,
     ) -> None:
         self.session = session
         self.input = spec
@@ -93,9 +101,16 @@ class Inspector:
             outputs = self.session.run(feed)
             inference_s += time.perf_counter() - began
             scores.append(float(self._logits(outputs, "defect").reshape(-1)[0]))
-            mask = self._logits(outputs, "mask")
+            logits = self._logits(outputs, "mask")
             # The runtime may reuse its buffers at the next run; a float tensor is not copied by dequantize.
-            masks.append(mask if len(feeds) == 1 else mask.copy())
+            masks.append(logits if len(feeds) == 1 else logits.copy())
+        if not all(map(math.isfinite, scores)):
+            # NaN >= threshold is False: a broken network would call every part good.
+            raise InferenceError(
+                f"{self.name} gave a score that is not a number",
+                got=scores,
+                next_step="run `edgeqc selftest` on the artifact; export it at a wider precision",
+            )
         mask = postprocess.stitch(masks, placement, self.decision.mask_threshold)
         score = max(scores)
         defective = score >= self.decision.threshold
@@ -106,9 +121,7 @@ class Inspector:
             verdict=self.decision.labels[defective],
             score=score,
             mask=mask,
-            timings=Timings(
-                framing_s * 1e3, inference_s * 1e3, (total_s - framing_s - inference_s) * 1e3
-            ),
+            timings=Timings(framing_s * 1e3, inference_s * 1e3, (total_s - framing_s - inference_s) * 1e3),
         )
 
     def _logits(self, outputs: dict[str, Any], name: str) -> preprocess.FloatArray:
@@ -153,18 +166,33 @@ def open_inspector(
             return opened
     artifact = Artifact.open(path)
     name = artifact.backend
-    replaced = stand_in and artifact.stand_in is not None
-    if replaced and artifact.stand_in is not None:
-        name, device = str(artifact.stand_in["backend"]), device or artifact.stand_in.get("device")
+    replaced = False
+    if artifact.stand_in is not None:
+        other, host = str(artifact.stand_in["backend"]), artifact.stand_in.get("device")
+        if stand_in:
+            name, device, replaced = other, device or host, True
+        elif (backend or name, device) == (other, host):
+            raise IncompatibleArtifactError(
+                f"{path} is for {artifact.target}; {other} on {host} is only its stand-in",
+                next_step="give --stand-in if that is what you want; every result will say so",
+            )
     if backend is not None and backend != name:
         raise IncompatibleArtifactError(
-            f"{path} is not for backend `{backend}`", wanted=name, got=backend, next_step=f"use --backend {name}"
+            f"{path} is not for backend `{backend}`",
+            wanted=name,
+            got=backend,
+            next_step=f"use --backend {name}",
         )
     session = find_backend(name).load(artifact, device or artifact.manifest.get("device"))
     if replaced:
         session.ran_on = replace(session.ran_on, stand_in=True)
     return Inspector(
-        session, artifact.input, artifact.framing, artifact.decision, digest=artifact.digest, name=artifact.name
+        session,
+        artifact.input,
+        artifact.framing,
+        artifact.decision,
+        digest=artifact.digest,
+        name=artifact.name,
     )
 
 
@@ -172,7 +200,7 @@ def overlay(frame: preprocess.UInt8Array, mask: BoolArray) -> preprocess.UInt8Ar
     """The frame in RGB with the mask's outline in red: what a person looks at."""
     if frame.shape[:2] != mask.shape:
         raise InputError("frame and mask differ in size", wanted=frame.shape[:2], got=mask.shape)
-    picture = preprocess.to_channels(frame, 3).copy()
+    picture: preprocess.UInt8Array = preprocess.to_channels(frame, 3).copy()
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     picture[mask & ~inside] = (255, 40, 40)

@@ -27,7 +27,10 @@ def dequantize(values: npt.NDArray[Any], scale: float | None, zero_point: int | 
     """Return float32 logits; integer tensors are (q - zero_point) * scale."""
     if scale is None:
         return values.astype(np.float32, copy=False)
-    return (values.astype(np.float32) - np.float32(zero_point or 0)) * np.float32(scale)
+    logits: FloatArray = values.astype(np.float32)
+    logits -= np.float32(zero_point or 0)
+    logits *= np.float32(scale)
+    return logits
 
 
 @lru_cache(maxsize=64)
@@ -58,12 +61,12 @@ def mask_at(logits: FloatArray, threshold: float, height: int, width: int) -> Bo
     for axis, target in ((1, height), (0, width)):
         cells = np.flatnonzero(above.any(axis=axis))
         size = logits.shape[1 - axis]
-        first, last = max(int(cells[0]) - 1, 0), min(int(cells[-1]) + 2, size)
-        # A cell c reaches output pixels whose position lies within (c - 1, c + 1).
-        start = max(int(np.floor((first + 0.5) * target / size)) - 1, 0)
-        stop = min(int(np.ceil((last + 0.5) * target / size)) + 1, target)
-        box.append((start, stop, first, last))
-    (top, bottom, _, _), (left, right, _, _) = box
+        # A cell c reaches output pixels whose position lies within (c - 1, c + 1); the outermost cells reach
+        # all the way to the border, where positions are clamped.
+        start = max(int(np.floor((int(cells[0]) - 0.5) * target / size)) - 1, 0)
+        stop = min(int(np.ceil((int(cells[-1]) + 1.5) * target / size)) + 1, target)
+        box.append((start, target if cells[-1] == size - 1 else stop))
+    (top, bottom), (left, right) = box
     vertical = _bilinear(logits.shape[0], height)[top:bottom]
     horizontal = _bilinear(logits.shape[1], width)[left:right]
     mask[top:bottom, left:right] = vertical @ logits @ horizontal.T >= threshold
@@ -91,20 +94,25 @@ def regions(mask: BoolArray) -> list[Region]:
             index = parent[index]
         return index
 
-    previous: list[int] = []
-    for row in np.flatnonzero(mask.any(axis=1)):
+    above, above_end, above_row = 0, 0, -2  # the runs of the previous row are runs[above:above_end]
+    for row in np.flatnonzero(mask.any(axis=1)).tolist():
         edges = np.flatnonzero(np.diff(np.concatenate(([0], mask[row].view(np.int8), [0]))))
-        current = []
+        if row != above_row + 1:
+            above = above_end
+        first = len(runs)
         for start, stop in zip(edges[0::2].tolist(), edges[1::2].tolist()):
             index = len(runs)
-            runs.append((int(row), start, stop))
+            runs.append((row, start, stop))
             parent.append(index)
-            current.append(index)
-            for other in previous:
-                above_row, above_start, above_stop = runs[other]
-                if above_row == row - 1 and above_start < stop and start < above_stop:
-                    parent[root(other)] = root(index)
-        previous = current
+            while above < above_end and runs[above][2] <= start:
+                above += 1
+            # The last run that touches may touch the next one of this row too, so it is not passed yet.
+            other = above
+            while other < above_end and runs[other][1] < stop:
+                parent[root(other)] = root(index)
+                other += 1
+            above = max(above, other - 1)
+        above, above_end, above_row = first, len(runs), row
     groups: dict[int, list[tuple[int, int, int]]] = {}
     for index, run in enumerate(runs):
         groups.setdefault(root(index), []).append(run)

@@ -1,4 +1,4 @@
-"""`predictions.npz`, the common coin of parity: written on any machine, the camera included, compared anywhere.
+"""`predictions.npz`, the common coin of parity: written on any machine, cameras included, compared anywhere.
 
 Members (all readable with `numpy.load(..., allow_pickle=False)`):
 
@@ -115,7 +115,12 @@ class Predictions:
                 got=f"{type(exc).__name__}: {exc}",
                 next_step="write it again with `edgeqc predict`",
             ) from exc
-        lengths = {len(predictions.image_sha256), len(predictions.defect_logits), len(masks), len(predictions)}
+        lengths = {
+            len(predictions.image_sha256),
+            len(predictions.defect_logits),
+            len(masks),
+            len(predictions),
+        }
         if lengths != {len(predictions)}:
             raise InputError(f"{path} is inconsistent", got=f"members of {sorted(lengths)} samples")
         return predictions
@@ -127,7 +132,11 @@ def _unpack(bits: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int32]) -> Iterat
         length = -(-height * width // 8)
         if height < 0 or width < 0 or offset + length > len(bits):
             raise ValueError("mask sizes and mask bits do not fit together")
-        yield np.unpackbits(bits[offset : offset + length], count=height * width).reshape(height, width).astype(bool)
+        yield (
+            np.unpackbits(bits[offset : offset + length], count=height * width)
+            .reshape(height, width)
+            .astype(bool)
+        )
         offset += length
 
 

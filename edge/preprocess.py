@@ -5,8 +5,8 @@ x = (p - 128) / 128 for a raw pixel p, so there is no mean or standard deviation
 symmetric int8 grid that is scale 1/128 and zero point 0, hence int8 = uint8 ^ 0x80 exactly.
 
 `resize` is the executable specification: downwards an exact area average (nothing small may vanish), upwards
-half-pixel bilinear, half rounded to even. All weights are integers over a common denominator and all sums stay
-below 2**53, so float64 matrix products are exact in any order and the result has the same bytes on every
+half-pixel bilinear, half rounded to even. All weights are integers over a common denominator and all sums
+stay below 2**53, so float64 matrix products are exact in any order and the result has the same bytes on every
 machine.
 """
 
@@ -169,7 +169,7 @@ def _block_sums(image: UInt8Array, rows: int, columns: int) -> npt.NDArray[np.ui
     by_row: npt.NDArray[np.uint32] = image[0::rows].astype(np.uint32)
     for offset in range(1, rows):
         by_row += image[offset::rows]
-    total = by_row[:, 0::columns].copy()
+    total: npt.NDArray[np.uint32] = by_row[:, 0::columns].copy()
     for offset in range(1, columns):
         total += by_row[:, offset::columns]
     return total
@@ -186,7 +186,8 @@ def resize(image: UInt8Array, height: int, width: int) -> UInt8Array:
     rows, columns = image.shape[:2]
     if rows % height == 0 and columns % width == 0:
         block = (rows // height) * (columns // width)
-        return np.rint(_block_sums(image, rows // height, columns // width) / block).astype(np.uint8)
+        averages = np.rint(_block_sums(image, rows // height, columns // width) / block)
+        return np.asarray(averages, np.uint8)
     vertical, vertical_unit = _weights(rows, height)
     horizontal, horizontal_unit = _weights(columns, width)
     planes = image[:, :, None] if image.ndim == 2 else image

@@ -1,5 +1,6 @@
-"""Progress on standard error, with the standard library alone: a bar for things that are counted, a clock for
-steps that are not. Nothing is drawn for what ends within two seconds, and a log (no terminal) gets plain lines."""
+"""Progress on standard error, with the standard library alone: a bar for things that are counted, a clock
+for steps that are not. Nothing is drawn for what ends within two seconds; a log (no terminal) gets plain
+lines."""
 
 from __future__ import annotations
 

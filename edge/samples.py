@@ -37,7 +37,7 @@ class Sample:
 
 
 def read_samples(folder: str | Path, split: str | None = None) -> list[Sample]:
-    """Read and check the table; with `split`, return that split only (the whole table is checked all the same).
+    """Read and check the table; with `split`, return that split only (the whole table is checked even so).
 
     Raises:
         InputError: naming the row: a missing column or file, a bad value, an image listed twice, a group in
@@ -64,7 +64,9 @@ def read_samples(folder: str | Path, split: str | None = None) -> list[Sample]:
     chosen = [sample for sample in samples if sample.split == split]
     if not chosen:
         there = ", ".join(sorted({sample.split for sample in samples})) or "an empty table"
-        raise InputError(f"{table} has no sample in split `{split}`", wanted="a split of the table", got=there)
+        raise InputError(
+            f"{table} has no sample in split `{split}`", wanted="a split of the table", got=there
+        )
     return chosen
 
 
@@ -105,7 +107,9 @@ def _check_table(table: Path, samples: list[Sample]) -> None:
     for sample in samples:
         twin = first.setdefault(sample.id, sample)
         if twin is not sample:
-            raise InputError(f"{table} row {sample.row}: image {sample.id} is listed already in row {twin.row}")
+            raise InputError(
+                f"{table} row {sample.row}: image {sample.id} is listed already in row {twin.row}"
+            )
         other = groups.setdefault(sample.group, sample)
         if other.split != sample.split:
             raise InputError(
@@ -120,6 +124,13 @@ def dataset_digest(samples: list[Sample]) -> str:
     """SHA-256 over ids, labels, splits and the bytes of images and masks, in table order."""
     digest = hashlib.sha256()
     for s in samples:
-        parts = (s.id, str(int(s.defective)), s.split, s.group, sha256(s.image), sha256(s.mask) if s.mask else "")
+        parts = (
+            s.id,
+            str(int(s.defective)),
+            s.split,
+            s.group,
+            sha256(s.image),
+            sha256(s.mask) if s.mask else "",
+        )
         digest.update("\x1f".join(parts).encode() + b"\n")
     return digest.hexdigest()
