@@ -1,0 +1,78 @@
+"""Which range of a tensor the integer grid covers, chosen from what calibration images showed.
+
+A grid step is range / 127. `minmax` keeps every value and pays with coarse steps; `percentile` lets the largest
+0.01 % saturate; `mse` takes the range with the least expected squared error, clipping and rounding together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.observer import ObserverBase
+
+from quantize.errors import QuantizeError
+
+METHODS = ("minmax", "percentile", "mse")
+DEFAULT_METHOD = "mse"
+PERCENTILE = 0.9999
+LEVELS = 127
+BINS = 4096
+# Below this a tensor is zero for every purpose; TFLite's multipliers want a normal number.
+SMALLEST_RANGE = 1e-5
+
+
+class RangeObserver(ObserverBase):
+    """Histogram of |x| over all calibration images; the range follows from it by `method`.
+
+    The histogram spans [0, top); when a larger value comes, `top` doubles and neighbouring bins are merged, so
+    no image is looked at twice and the order of images does not matter.
+    """
+
+    def __init__(self, method: str = DEFAULT_METHOD, dtype: torch.dtype = torch.int8, **facts: Any) -> None:
+        super().__init__(dtype=dtype, is_dynamic=False)
+        if method not in METHODS:
+            raise QuantizeError(f"unknown method {method!r} to choose ranges", wanted=", ".join(METHODS))
+        self.method = method
+        self.quant_min, self.quant_max = facts.get("quant_min"), facts.get("quant_max")
+        self.qscheme = facts.get("qscheme", torch.per_tensor_symmetric)
+        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
+        self.register_buffer("largest", torch.zeros(()))
+        self.top = 2.0**-10
+
+    def forward(self, x: Tensor) -> Tensor:
+        magnitude = x.detach().abs().flatten().float()
+        largest = float(magnitude.max())
+        if not largest < float("inf"):  # NaN compares false
+            raise QuantizeError("an activation is not finite on a calibration image", got=largest)
+        while largest >= self.top:
+            self.top *= 2
+            self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(BINS // 2)])
+        self.counts += torch.histc(magnitude, BINS, 0.0, self.top)
+        self.largest = torch.maximum(self.largest, magnitude.max())
+        return x
+
+    def range(self) -> float:
+        """The largest magnitude that the grid represents."""
+        largest = float(self.largest)
+        if self.method == "percentile":
+            covered = self.counts.cumsum(0) / self.counts.sum().clamp_min(1)
+            edge = int(torch.searchsorted(covered, PERCENTILE)) + 1
+            largest = min(largest, edge * self.top / BINS)
+        elif self.method == "mse" and largest > 0:
+            largest = self._least_error(largest)
+        return max(largest, SMALLEST_RANGE)
+
+    def _least_error(self, largest: float) -> float:
+        centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.top / BINS)
+        candidates = largest * torch.linspace(0.2, 1.0, 161, dtype=torch.float64)
+        excess = (centres[None] - candidates[:, None]).clamp_min(0)
+        rounding = (candidates / LEVELS).square()[:, None] / 12 * (excess == 0)
+        # Exact zeros lie on every grid.
+        counts = self.counts.clone()
+        error = ((excess.square() + rounding) * counts).sum(1)
+        return float(candidates[error.argmin()])
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor([self.range() / LEVELS]), torch.zeros(1, dtype=torch.int32)
