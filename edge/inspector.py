@@ -70,6 +70,8 @@ class Inspector:
         *,
         digest: str,
         name: str,
+        target: str | None = None,
+        precision: str | None = None,
     ) -> None:
         self.session = session
         self.input = spec
@@ -77,6 +79,8 @@ class Inspector:
         self.decision = decision
         self.digest = digest
         self.name = name
+        self.target = target
+        self.precision = precision
         self._feed = session.inputs[0].name
         self._specs = {output.name: output for output in session.outputs}
 
@@ -193,6 +197,8 @@ def open_inspector(
         artifact.decision,
         digest=artifact.digest,
         name=artifact.name,
+        target=artifact.target,
+        precision=artifact.precision,
     )
 
 

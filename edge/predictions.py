@@ -2,7 +2,7 @@
 
 Members (all readable with `numpy.load(..., allow_pickle=False)`):
 
-- `meta`: JSON text: format, name, ran_on, source_digest, threshold, mask_threshold, split, dataset;
+- `meta`: JSON text: format, name, target, precision, ran_on, source_digest, threshold, mask_threshold;
 - `sample_id`, `image_sha256`: text [n];
 - `defect_logit`: float32 [n];
 - `mask_size`: int32 [n, 2], height and width in frame pixels;
@@ -43,7 +43,7 @@ class Predictions:
         defect_logits: float32 [n].
         masks: bool arrays in frame coordinates, packed on demand.
         latency_ms: float32 [n].
-        meta: name, ran_on, source_digest, threshold, mask_threshold, split.
+        meta: name, target (null for a RUN), precision, ran_on, source_digest, threshold, mask_threshold.
     """
 
     sample_ids: tuple[str, ...]
@@ -63,8 +63,8 @@ class Predictions:
 
     @property
     def verdicts(self) -> BoolArray:
-        """True where the sample was called defective."""
-        return np.asarray(self.defect_logits >= np.float32(self.threshold))
+        """True where the sample was called defective, as `Inspector` compares: in double precision."""
+        return np.asarray(self.defect_logits.astype(np.float64) >= self.threshold)
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""
@@ -157,6 +157,8 @@ def predict(inspector: Inspector, samples: list[Sample], *, what: str = "predict
         np.array(latencies, np.float32),
         {
             "name": inspector.name,
+            "target": inspector.target,
+            "precision": inspector.precision,
             "ran_on": vars(inspector.session.ran_on).copy(),
             "source_digest": inspector.digest,
             "threshold": inspector.decision.threshold,

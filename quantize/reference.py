@@ -54,7 +54,9 @@ def open_run(path: str | Path, device: str | None = None) -> Inspector:
     """
     run = runs.open_run(path)
     session = TorchSession(run.load_model(), run.input, device)
-    return Inspector(session, run.input, run.framing, run.decision, digest=run.digest, name=run.name)
+    return Inspector(
+        session, run.input, run.framing, run.decision, digest=run.digest, name=run.name, precision="fp32"
+    )
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
