@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edge.errors import InputError
 
@@ -58,6 +58,47 @@ def refuse_existing(path: Path) -> None:
         )
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[str]]:
+    """Yield a text stream that becomes the file `path` when the block succeeds; on an error nothing changes.
+
+    Raises:
+        InputError: `path` cannot be written there.
+    """
+    path = Path(path)
+    handle, name = _temporary_sibling(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        _take_place(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _temporary_sibling(path: Path) -> tuple[int, str]:
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as exc:
+        raise InputError(f"cannot write {path}", got=exc.strerror, next_step="choose another path") from exc
+
+
+def _take_place(name: str, path: Path) -> None:
+    """Rename the temporary file `name` to `path`, and make that last."""
+    os.chmod(name, 0o644)  # noqa: PTH101
+    os.replace(name, path)  # noqa: PTH105
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, also after a power cut.
 
@@ -65,28 +106,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         InputError: `path` cannot be written there.
     """
     path = Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as exc:
-        raise InputError(f"cannot write {path}", got=exc.strerror, next_step="choose another path") from exc
+    handle, name = _temporary_sibling(path)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101
-        os.replace(name, path)  # noqa: PTH105
+        _take_place(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def json_bytes(data: Any) -> bytes:

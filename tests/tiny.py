@@ -1,8 +1,8 @@
 """The smallest network with the runtime's contract, written for each backend, and artifacts around it.
 
-One convolution over 4 x 4 pixels looks for brightness: mask = 8 * mean(x) - 2 for x = (p - 128) / 128, on a 32 x 32
-input; defect = the mask's maximum. All weights and the int8 scales are powers of two, so every runtime gives
-the same numbers. The files lie in tests/golden/tiny; `python tests/tiny.py` writes them again, and
+One convolution over 4 x 4 pixels looks for brightness: mask = 8 * mean(x) - 2 for x = (p - 128) / 128, on a
+32 x 32 input; defect = the mask's maximum. All weights and the int8 scales are powers of two, so every runtime
+gives the same numbers. The files lie in tests/golden/tiny; `python tests/tiny.py` writes them again, and
 tests/unit/test_edge_tiny_models.py compares.
 """
 
@@ -121,7 +121,9 @@ def onnx_bytes() -> bytes:
         helper.make_node("QuantizeLinear", ["input", "input_scale", "zero"], ["input_q"]),
         helper.make_node("DequantizeLinear", ["input_q", "input_scale", "zero"], ["input_dq"]),
         helper.make_node("DequantizeLinear", ["weight", "weight_scale", "zero"], ["weight_dq"]),
-        helper.make_node("Conv", ["input_dq", "weight_dq", "bias"], ["mask"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node(
+            "Conv", ["input_dq", "weight_dq", "bias"], ["mask"], kernel_shape=[4, 4], strides=[4, 4]
+        ),
         helper.make_node("MaxPool", ["mask"], ["peak"], kernel_shape=[CELLS, CELLS]),
         helper.make_node("Reshape", ["peak", "flat"], ["defect"]),
     ]
@@ -181,7 +183,11 @@ def tflite_bytes(description: str = "tiny") -> bytes:
     buffers = [s.BufferT()]
 
     def tensor(
-        name: str, shape: list[int], scale: float | None, data: np.ndarray | None = None, kind: int = s.TensorType.INT8
+        name: str,
+        shape: list[int],
+        scale: float | None,
+        data: np.ndarray | None = None,
+        kind: int = s.TensorType.INT8,
     ) -> int:
         t = s.TensorT()
         t.name, t.shape, t.type = name, shape, kind
@@ -229,7 +235,8 @@ def tflite_bytes(description: str = "tiny") -> bytes:
     operator(s.BuiltinOperator.RESHAPE, [peak, flat], [defect], s.BuiltinOptions.ReshapeOptions, reshape)
 
     graph.inputs, graph.outputs, graph.name = [pixels], [defect, mask], "main"
-    model.version, model.subgraphs, model.buffers, model.description = 3, [graph], buffers, description
+    model.version, model.subgraphs, model.buffers = 3, [graph], buffers
+    model.description = description
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -240,7 +247,7 @@ def write_models(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(onnx_bytes())
     (folder / "model.tflite").write_bytes(tflite_bytes())
-    # What the Edge TPU compiler leaves is known by its custom operation's name; the fake delegate runs the rest.
+    # The Edge TPU compiler's output is known by its custom operation's name; the fake delegate runs the rest.
     (folder / "edgetpu.tflite").write_bytes(tflite_bytes("tiny edgetpu-custom-op"))
     openvino_files(folder)
 
