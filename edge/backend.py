@@ -24,7 +24,6 @@ import numpy.typing as npt
 
 from edge.artifact import Artifact
 from edge.errors import (
-    BackendError,
     BackendUnavailableError,
     EdgeError,
     IncompatibleArtifactError,
@@ -131,7 +130,7 @@ class Session(ABC):
             raise InputError("inputs that the model does not have", got=", ".join(extra))
         try:
             return self._run(feeds)
-        except BackendError:
+        except EdgeError:
             raise
         except Exception as exc:  # an SDK may raise anything; translated here, once for all backends
             raise InferenceError(

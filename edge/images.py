@@ -78,7 +78,12 @@ def _read_with_pillow(path: Path) -> UInt8Array:
 
 
 def write_png(path: Path, image: UInt8Array) -> None:
-    """Write uint8 HxW or HxWx3 as PNG (PNG specification, 3rd edition; filter type 0)."""
+    """Write uint8 HxW or HxWx3 as PNG."""
+    Path(path).write_bytes(png_bytes(image))
+
+
+def png_bytes(image: UInt8Array) -> bytes:
+    """Encode uint8 HxW or HxWx3 as PNG (PNG specification, 3rd edition; filter type 0)."""
     height, width = image.shape[:2]
     rows = np.ascontiguousarray(image).reshape(height, -1)
     raw = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1).tobytes()
@@ -87,7 +92,7 @@ def write_png(path: Path, image: UInt8Array) -> None:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if image.ndim == 3 else 0, 0, 0, 0)
-    Path(path).write_bytes(
+    return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
         + chunk(b"IDAT", zlib.compress(raw, 6))

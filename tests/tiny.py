@@ -1,8 +1,8 @@
 """The smallest network with the runtime's contract, written for each backend, and artifacts around it.
 
 One convolution over 4 x 4 pixels looks for brightness: mask = 8 * mean(x) - 2 for x = (p - 128) / 128, on a
-32 x 32 input; defect = the mask's maximum. All weights and the int8 scales are powers of two, so every runtime
-gives the same numbers. The files lie in tests/golden/tiny; `python tests/tiny.py` writes them again, and
+32 x 32 input; defect = the mask's maximum. Weights and int8 scales are powers of two, so every runtime gives
+the same numbers. The files lie in tests/golden/tiny; `python tests/tiny.py` writes them again, and
 tests/unit/test_edge_tiny_models.py compares.
 """
 

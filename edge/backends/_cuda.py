@@ -57,9 +57,16 @@ class Cuda:
             )
 
     def device_names(self) -> tuple[str, ...]:
-        """The GPUs' names, in CUDA's order."""
+        """The GPUs' names, in CUDA's order; at least one.
+
+        Raises:
+            BackendUnavailableError: CUDA finds no GPU, or no driver for it.
+        """
         count = ctypes.c_int()
-        self.call("cudaGetDeviceCount", ctypes.byref(count))
+        try:
+            self.call("cudaGetDeviceCount", ctypes.byref(count))
+        except InferenceError as exc:
+            raise BackendUnavailableError("CUDA finds no GPU", got=exc.got, next_step=INSTALL) from exc
         names = []
         for index in range(count.value):
             properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)

@@ -29,8 +29,6 @@ class TensorRt(Backend):
     def _probe(self) -> Probe:
         trt = self.sdk()
         names = Cuda().device_names()
-        if not names:
-            return Probe(False, "there is no NVIDIA GPU", "tensorrt", str(trt.__version__), fix=self.install)
         devices = tuple(f"cuda:{index}" for index in range(len(names)))
         return Probe(True, f"ready: {', '.join(names)}", "tensorrt", str(trt.__version__), devices)
 
@@ -44,7 +42,7 @@ class TensorRt(Backend):
         names = cuda.device_names()
         gpu = int(index or 0)
         if gpu >= len(names):
-            raise self.unavailable(f"there is no `{device}`", got=", ".join(names) or "no NVIDIA GPU")
+            raise self.unavailable(f"there is no `{device}`", got=", ".join(names))
         cuda.select(gpu)
         logger = trt.Logger(trt.Logger.WARNING)
         runtime = trt.Runtime(logger)
