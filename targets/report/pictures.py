@@ -1,0 +1,58 @@
+"""Photographs and mask outlines for the report: small PNGs as data URIs, outlines as SVG paths."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.images import png_bytes
+from edge.preprocess import UInt8Array, resize
+
+LONG_SIDE_PX = 220
+
+
+def display_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which a frame is shown: the long side at most `LONG_SIDE_PX`, never enlarged."""
+    shrink = max(height, width, LONG_SIDE_PX) / LONG_SIDE_PX
+    return max(round(height / shrink), 1), max(round(width / shrink), 1)
+
+
+def photograph(frame: UInt8Array) -> str:
+    """The frame (uint8 HxW or HxWx3), made small, as a `data:` URI."""
+    small = resize(frame, *display_size(*frame.shape[:2]))
+    return "data:image/png;base64," + base64.b64encode(png_bytes(small)).decode("ascii")
+
+
+def outline(mask: NDArray[np.bool_]) -> str:
+    """The outline of a mask (bool HxW) as the `d` of an SVG path in display pixels; empty for an empty mask.
+
+    A display pixel is inside when any pixel below it is: made small, a thin scratch must not vanish.
+    """
+    from contourpy import contour_generator
+
+    height, width = display_size(*mask.shape)
+    shares = resize(mask.astype(np.uint8) * np.uint8(255), height, width)
+    # The average of a few set pixels may round to 0; the exact question is whether any is set.
+    inside = (shares > 0) | _any_below(mask, height, width)
+    padded = np.pad(inside, 1).astype(np.float64)
+    # contourpy puts a pixel's value at its centre, which lies half a pixel from the picture's edge.
+    lines = contour_generator(z=padded).lines(0.5)
+    return "".join(_path(np.asarray(line) - 0.5) for line in lines)
+
+
+def _any_below(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
+    found = np.zeros((height, width), bool)
+    rows, columns = np.nonzero(mask)
+    found[rows * height // mask.shape[0], columns * width // mask.shape[1]] = True
+    return found
+
+
+def _path(points: NDArray[np.float64]) -> str:
+    """A closed path through `points` [n, 2] (x, y), without the points that lie on a straight line."""
+    ring = points[:-1] if len(points) > 1 and np.array_equal(points[0], points[-1]) else points
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    corner = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    kept = ring[corner] if corner.any() else ring
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in kept) + "Z"
