@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,13 @@ SMALLEST_WEIGHT_SCALE = 2.0**-20
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {_aten.conv2d.default, _aten.convolution.default}
-_CLAMPS = {_aten.hardtanh.default, _aten.hardtanh_.default, _aten.relu6.default, _aten.relu.default, _aten.relu_.default}
+_CLAMPS = {
+    _aten.hardtanh.default,
+    _aten.hardtanh_.default,
+    _aten.relu6.default,
+    _aten.relu.default,
+    _aten.relu_.default,
+}
 _SUMS = {_aten.add.Tensor, _aten.add_.Tensor, operator.add}
 # Output and input have the same integers, or a selection of them.
 _SAME_SCALE = {
@@ -103,7 +109,9 @@ class GridQuantizer(Quantizer):
             self._mark(node, {_argument(node, 0): self._edge(node, 0)}, own)
         elif node.target in _CLAMPS:
             if not _is_clamped(_argument(node, 0)):
-                raise _unknown(node, "an activation directly behind a convolution or a sum, read by nothing else")
+                raise _unknown(
+                    node, "an activation directly behind a convolution or a sum, read by nothing else"
+                )
             self._mark(node, output=self.activation)
         elif node.target in _SAME_SCALE:
             source = _argument(node, 0)
@@ -124,9 +132,7 @@ class GridQuantizer(Quantizer):
 def _is_clamped(node: fx.Node) -> bool:
     """Whether the only reader of a convolution or a sum is an activation, so that the two run as one."""
     readers = list(node.users)
-    return (
-        node.target in _CONVOLUTIONS | _SUMS and len(readers) == 1 and readers[0].target in _CLAMPS
-    )
+    return node.target in _CONVOLUTIONS | _SUMS and len(readers) == 1 and readers[0].target in _CLAMPS
 
 
 def _argument(node: fx.Node, index: int) -> fx.Node:

@@ -1,7 +1,7 @@
 """Which range of a tensor the integer grid covers, chosen from what calibration images showed.
 
-A grid step is range / 127. `minmax` keeps every value and pays with coarse steps; `percentile` lets the largest
-0.01 % saturate; `mse` takes the range with the least expected squared error, clipping and rounding together.
+A grid step is range / 127. `minmax` keeps every value and pays with coarse steps; `percentile` lets the
+largest 0.01 % saturate; `mse` takes the range with the least expected squared error, clipping and rounding together.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SMALLEST_RANGE = 1e-5
 class RangeObserver(ObserverBase):
     """Histogram of |x| over all calibration images; the range follows from it by `method`.
 
-    The histogram spans [0, top); when a larger value comes, `top` doubles and neighbouring bins are merged, so
-    no image is looked at twice and the order of images does not matter.
+    The histogram spans [0, top); when a larger value comes, `top` doubles and neighbouring bins are merged,
+    so no image is looked at twice and the order of images does not matter.
     """
 
     def __init__(self, method: str = DEFAULT_METHOD, dtype: torch.dtype = torch.int8, **facts: Any) -> None:

@@ -99,7 +99,9 @@ class SampleCentric(nn.Module):
     Output: defect logits [N, 1] and mask logits [N, 1, H/4, W/4].
     """
 
-    def __init__(self, width: float, channels: int, decoder_channels: int, sample_gradient: float = 1.0) -> None:
+    def __init__(
+        self, width: float, channels: int, decoder_channels: int, sample_gradient: float = 1.0
+    ) -> None:
         super().__init__()
         if not 0 <= sample_gradient <= 1:
             raise ValueError(f"sample_gradient is a share, 0 to 1, got {sample_gradient}")

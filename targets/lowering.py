@@ -1,0 +1,178 @@
+"""What every target is given, and what it hands back.
+
+A target is a module of this package: `NAME`, `BACKEND` (the runtime that loads its files), `PRECISIONS` (best
+first) and `lower(network, precision, folder, profile)`, which writes files into `folder` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.preprocess import InputSpec, encode
+from targets.errors import TargetError
+from targets.profile import Profile
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from quantize.grid import CalibratedGrid
+
+MASK_STRIDE = 4
+
+
+@dataclass
+class Network:
+    """A trained network on its way to a target. What several targets need is made once, when asked for.
+
+    Attributes:
+        model: as trained, batch norm not folded.
+        input: size and channels; layout and encoding are the target's choice.
+        tiles: uint8 [T, height, width, channels], the raw pixels that set the ranges of the grid.
+        name: of the RUN.
+        facts: strings for each format's own metadata, e.g. labels and threshold.
+        method: how ranges are chosen, see `quantize.ranges`; None: its default.
+    """
+
+    model: nn.Module
+    input: InputSpec
+    tiles: npt.NDArray[np.uint8]
+    name: str = "edgeqc"
+    facts: Mapping[str, str] = field(default_factory=dict)
+    method: str | None = None
+    made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.input.channels, self.input.height, self.input.width
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """Float network in eval mode, batch norm folded."""
+        from quantize.models.batch_norm import fold_batch_norm
+
+        return fold_batch_norm(self.model)
+
+    @cached_property
+    def grid(self) -> CalibratedGrid:
+        """The network on the integer grid.
+
+        Raises:
+            CalibrationError, QuantizeError: see `quantize.grid.calibrate`.
+        """
+        from quantize.quiet import quiet
+
+        with quiet():
+            from quantize.grid import calibrate
+            from quantize.ranges import DEFAULT_METHOD
+
+            method = self.method or DEFAULT_METHOD
+            return calibrate(self.folded, self._batches(), input_shape=self.shape, method=method)
+
+    def _batches(self) -> Iterator[Tensor]:
+        import torch
+
+        from edge.progress import progress
+
+        spec = replace(self.input, layout="nchw", file_dtype="float32", encoding="centered_float")
+        for tile in progress(self.tiles, "calibrating"):
+            yield torch.from_numpy(encode(tile, spec))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What `lower` wrote, in the words of the manifest.
+
+    Attributes:
+        model: file name that the backend loads.
+        input: what this file takes.
+        outputs: `defect` and `mask`: the file's tensor names, and the mask's stride in pixels.
+        stand_in: backend and device that may replace an absent accelerator on the host, or None.
+        facts: what the exporter did and checked.
+        output_step: the grid's step of `defect` in logits; None for float.
+    """
+
+    model: str
+    input: InputSpec
+    outputs: Mapping[str, Mapping[str, Any]]
+    stand_in: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    output_step: float | None = None
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest fields that the target decides."""
+        return {
+            "model": self.model,
+            "input": asdict(self.input),
+            "outputs": {key: dict(value) for key, value in self.outputs.items()},
+            "stand_in": dict(self.stand_in) if self.stand_in else None,
+            "lowering": dict(self.facts),
+        }
+
+
+class Target(Protocol):
+    """The shape of a target module."""
+
+    NAME: str
+    BACKEND: str
+    PRECISIONS: tuple[str, ...]
+
+    def lower(self, network: Network, precision: str, folder: Path, profile: Profile) -> Lowered:
+        """Write the network's files for one precision."""
+
+
+def outputs(defect: str = "defect", mask: str = "mask") -> dict[str, dict[str, Any]]:
+    """The manifest's `outputs` for these tensor names."""
+    return {"defect": {"name": defect}, "mask": {"name": mask, "stride": MASK_STRIDE}}
+
+
+def check_precision(precision: str, target: Any) -> None:
+    """Refuse a precision that the target does not write.
+
+    Raises:
+        TargetError: naming those that it does.
+    """
+    if precision not in target.PRECISIONS:
+        raise TargetError(
+            f"target {target.NAME} has no precision {precision!r}",
+            wanted=" or ".join(target.PRECISIONS),
+            got=precision,
+        )
+
+
+def needed_bytes(network: Network, precision: str, file_bytes: int) -> int:
+    """Weights plus the largest pair of neighbouring activations: the least that any runtime has to hold."""
+    width = {"int8": 1, "fp16": 2, "fp32": 4}[precision]
+    return file_bytes + width * _largest_activations(network)
+
+
+def _largest_activations(network: Network) -> int:
+    """Elements of the largest input and output of one convolution together."""
+    import torch
+
+    if "activations" not in network.made:
+        largest = [0]
+
+        def watch(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            largest[0] = max(largest[0], inputs[0].numel() + output.numel())
+
+        handles = [
+            module.register_forward_hook(watch)
+            for module in network.folded.modules()
+            if isinstance(module, torch.nn.Conv2d)
+        ]
+        try:
+            with torch.no_grad():
+                network.folded(torch.zeros(1, *network.shape))
+        finally:
+            for handle in handles:
+                handle.remove()
+        network.made["activations"] = largest[0]
+    return int(network.made["activations"])

@@ -1,0 +1,46 @@
+"""Plain ONNX for onnxruntime: float, or Q/DQ on the integer grid."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
+from targets.onnx_graph import OPSET, onnx_model
+from targets.profile import Profile
+
+NAME = "onnx"
+BACKEND = "onnx"
+PRECISIONS = ("int8", "fp16", "fp32")
+MODEL = "model.onnx"
+
+
+def lower(network: Network, precision: str, folder: Path, profile: Profile) -> Lowered:
+    """Write `model.onnx`."""
+    check_precision(precision, sys.modules[__name__])
+    return write_onnx(network, precision, folder, profile)
+
+
+def write_onnx(
+    network: Network, precision: str, folder: Path, profile: Profile, stand_in: dict[str, Any] | None = None
+) -> Lowered:
+    """Write `model.onnx` at the opset that the profile allows, and check the profile's memory.
+
+    Raises:
+        TargetError: the device reads no opset that we write, or has too little memory.
+    """
+    opset = profile.onnx_opset(OPSET, OPSET)
+    payload = onnx_model(network, precision, opset).SerializeToString(deterministic=True)
+    needed = needed_bytes(network, precision, len(payload))
+    profile.refuse_larger(needed)
+    (folder / MODEL).write_bytes(payload)
+    return Lowered(
+        model=MODEL,
+        input=replace(network.input, layout="nchw", file_dtype="float32", encoding="centered_float"),
+        outputs=outputs(),
+        stand_in=stand_in,
+        facts={"onnx_opset": opset, "needed_bytes": needed},
+        output_step=network.grid.output_scales()[0] if precision == "int8" else None,
+    )
