@@ -5,9 +5,8 @@ x = (p - 128) / 128 for a raw pixel p, so there is no mean or standard deviation
 symmetric int8 grid that is scale 1/128 and zero point 0, hence int8 = uint8 ^ 0x80 exactly.
 
 `resize` is the executable specification: downwards an exact area average (nothing small may vanish), upwards
-half-pixel bilinear, half rounded to even. All weights are integers over a common denominator and all sums
-stay below 2**53, so float64 matrix products are exact in any order and the result has the same bytes on every
-machine.
+half-pixel bilinear, half rounded to even. All weights are integers over a common denominator and all sums are
+integer sums, so the result has the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -138,38 +137,71 @@ def to_channels(frame: UInt8Array, channels: int) -> UInt8Array:
     return grey.astype(np.uint8)[:, :, None]
 
 
-@lru_cache(maxsize=64)
-def _weights(source: int, target: int) -> tuple[npt.NDArray[np.float64], int]:
-    """Integer weights [target, source] of one axis, and their common denominator (the sum of each row).
+IntArray = npt.NDArray[np.int64]
+AnyArray = npt.NDArray[Any]
 
-    Downwards: output i covers source [i * source, (i + 1) * source) in units of 1 / target; the weight is the
-    length of the overlap. Upwards: half-pixel centres, weights in units of 1 / (2 * target).
+
+@lru_cache(maxsize=256)
+def _cuts(source: int, target: int) -> tuple[IntArray, IntArray]:
+    """Where `target` equal parts of `source` pixels begin and end: pixel, and share of it in 1 / target."""
+    pixels, parts = np.divmod(np.arange(target + 1) * source, target)
+    return pixels, parts
+
+
+def _shrink(values: AnyArray, target: int, dtype: type[np.signedinteger[Any]]) -> AnyArray:
+    """Sum `values` [source, ...] over `target` equal parts of the first axis, in units of 1 / target.
+
+    Part i covers [i * source / target, (i + 1) * source / target): the whole pixels from the one where it
+    begins, less what of that lies before its beginning, plus what it has of the pixel in which it ends.
     """
-    matrix = np.zeros((target, source), np.float64)
-    if target <= source:
-        for i in range(target):
-            low, high = i * source, (i + 1) * source
-            for j in range(low // target, -(-high // target)):
-                matrix[i, j] = min(high, (j + 1) * target) - max(low, j * target)
-        denominator = source
-    else:
-        denominator = 2 * target
-        for i in range(target):
-            position = (2 * i + 1) * source - target  # source coordinate times 2 * target
-            low = position // denominator
-            fraction = position - low * denominator
-            matrix[i, min(max(low, 0), source - 1)] += denominator - fraction
-            matrix[i, min(max(low + 1, 0), source - 1)] += fraction
-    matrix.setflags(write=False)
-    return matrix, denominator
+    source = len(values)
+    least = source // target  # whole pixels of a part: so many, or one more
+    pixels, parts = _cuts(source, target)
+    total: AnyArray = values[pixels[:-1]].astype(dtype)
+    for offset in range(1, least):
+        total += values[pixels[:-1] + offset]
+    longer = np.flatnonzero(np.diff(pixels) > least)
+    total[longer] += values[pixels[longer] + least]
+    # One row for each cut; the last cut is the end of the image, where nothing is left over.
+    fractions = values[np.minimum(pixels, source - 1)].astype(dtype)
+    fractions *= parts.astype(dtype).reshape((-1,) + (1,) * (values.ndim - 1))
+    total *= target
+    total -= fractions[:-1]
+    total += fractions[1:]
+    return total
+
+
+@lru_cache(maxsize=256)
+def _neighbours(source: int, target: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Half-pixel centres: both neighbours of each output, and the upper one's weight in 1 / (2 target)."""
+    low, upper_weight = np.divmod((2 * np.arange(target) + 1) * source - target, 2 * target)
+    return np.clip(low, 0, source - 1), np.clip(low + 1, 0, source - 1), upper_weight
+
+
+def _stretch(values: AnyArray, target: int, dtype: type[np.signedinteger[Any]]) -> AnyArray:
+    """Interpolate `values` [source, ...] to `target` along the first axis, in units of 1 / (2 * target)."""
+    low, high, weight = _neighbours(len(values), target)
+    upper = weight.astype(dtype).reshape((-1,) + (1,) * (values.ndim - 1))
+    total: AnyArray = values[low].astype(dtype)
+    total *= 2 * target - upper
+    total += values[high] * upper
+    return total
+
+
+def _resize_rows(values: AnyArray, target: int, dtype: type[np.signedinteger[Any]]) -> tuple[AnyArray, int]:
+    """Resize along the first axis; returns integers and the number of units that make one grey level."""
+    if target <= len(values):
+        return _shrink(values, target, dtype), len(values)
+    return _stretch(values, target, dtype), 2 * target
 
 
 def _block_sums(image: UInt8Array, rows: int, columns: int) -> npt.NDArray[np.uint32]:
     """Sum `rows` x `columns` blocks by adding strided slices: the fast path for whole factors."""
-    by_row: npt.NDArray[np.uint32] = image[0::rows].astype(np.uint32)
+    narrow = np.uint16 if 255 * rows < 2**16 else np.uint32
+    by_row: AnyArray = image[0::rows].astype(narrow)
     for offset in range(1, rows):
         by_row += image[offset::rows]
-    total: npt.NDArray[np.uint32] = by_row[:, 0::columns].copy()
+    total: npt.NDArray[np.uint32] = by_row[:, 0::columns].astype(np.uint32)
     for offset in range(1, columns):
         total += by_row[:, offset::columns]
     return total
@@ -186,18 +218,15 @@ def resize(image: UInt8Array, height: int, width: int) -> UInt8Array:
     rows, columns = image.shape[:2]
     if rows % height == 0 and columns % width == 0:
         block = (rows // height) * (columns // width)
-        averages = np.rint(_block_sums(image, rows // height, columns // width) / block)
-        return np.asarray(averages, np.uint8)
-    vertical, vertical_unit = _weights(rows, height)
-    horizontal, horizontal_unit = _weights(columns, width)
-    planes = image[:, :, None] if image.ndim == 2 else image
-    # Exact: integers below 255 * (2 * 2**15)**2 < 2**53. A quotient that is not a tie differs from one by at
-    # least 1 / (2 * denominator), far above the rounding of one float64 division.
-    out = np.empty((height, width, planes.shape[2]), np.uint8)
-    for channel in range(planes.shape[2]):
-        total = vertical @ planes[:, :, channel].astype(np.float64) @ horizontal.T
-        out[:, :, channel] = np.rint(total / (vertical_unit * horizontal_unit))
-    return out[:, :, 0] if image.ndim == 2 else out
+        return np.asarray(np.rint(_block_sums(image, rows // height, columns // width) / block), np.uint8)
+    # int32 holds one axis (255 * 2 * 2**15 < 2**31), both need int64.
+    by_row, row_unit = _resize_rows(image, height, np.int32)
+    turned = np.ascontiguousarray(by_row.swapaxes(0, 1))
+    total, column_unit = _resize_rows(turned, width, np.int64)
+    # A quotient that is not a tie differs from one by at least 1 / (2 * units), far above the rounding of the
+    # one float64 division.
+    grey: UInt8Array = np.rint(total.swapaxes(0, 1) / (row_unit * column_unit)).astype(np.uint8, order="C")
+    return grey
 
 
 def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
