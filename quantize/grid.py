@@ -1,9 +1,10 @@
 """The one integer grid: a calibrated PT2E graph that every target lowers as it is.
 
-Every tensor of the network lies on a symmetric int8 grid with zero point 0, the intersection of what OpenVINO,
-TensorRT (which refuses other zero points) and TFLite execute. Weights have one scale per output channel, biases
-stay float and go where the target wants them. TFLite's rules about equal scales hold: max pool, nearest
-upsampling and reshapes keep their input's scale. The input is fixed at scale 1/128, so int8 = uint8 ^ 0x80.
+Every tensor of the network lies on a symmetric int8 grid with zero point 0, the intersection of what
+OpenVINO, TensorRT (which refuses other zero points) and TFLite execute. Weights have one scale per output
+channel, biases stay float and go where the target wants them. TFLite's rules about equal scales hold: max pool,
+nearest upsampling and reshapes keep their input's scale. The input is fixed at scale 1/128, so that
+int8 = uint8 ^ 0x80.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from quantize.errors import CalibrationError, QuantizeError
+from quantize.quiet import quiet
 from quantize.ranges import DEFAULT_METHOD, RangeObserver
 
 INPUT_SCALE = 1 / 128
@@ -171,13 +173,9 @@ class CalibratedGrid:
 
     @cached_property
     def folded(self) -> fx.GraphModule:
-        """Quantized graph with int8 weights: what ONNX is made from, and what torch can run as a check."""
-        return convert_pt2e(copy.deepcopy(self.prepared), fold_quantize=True)
-
-    @cached_property
-    def unfolded(self) -> fx.GraphModule:
-        """Quantized graph with float weights behind a quantize: what LiteRT's converter wants."""
-        return convert_pt2e(copy.deepcopy(self.prepared), fold_quantize=False)
+        """Quantized graph with int8 weights: what every target lowers, and what torch can run as a check."""
+        with quiet():
+            return convert_pt2e(copy.deepcopy(self.prepared), fold_quantize=True)
 
     def output_scales(self) -> tuple[float, ...]:
         """The step of each output in its own unit (logits), in the order of the network's outputs."""

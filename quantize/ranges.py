@@ -1,7 +1,8 @@
 """Which range of a tensor the integer grid covers, chosen from what calibration images showed.
 
 A grid step is range / 127. `minmax` keeps every value and pays with coarse steps; `percentile` lets the
-largest 0.01 % saturate; `mse` takes the range with the least expected squared error, clipping and rounding together.
+largest 0.01 % saturate; `mse` takes the range with the least expected squared error, of clipping and rounding
+together.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class RangeObserver(ObserverBase):
             self.top *= 2
             self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(BINS // 2)])
         self.counts += torch.histc(magnitude, BINS, 0.0, self.top)
+        # Zero lies on every grid, and a ReLU's many zeros must not vote for fine steps.
+        self.counts[0] -= (magnitude == 0).sum()
         self.largest = torch.maximum(self.largest, magnitude.max())
         return x
 
@@ -69,9 +72,7 @@ class RangeObserver(ObserverBase):
         candidates = largest * torch.linspace(0.2, 1.0, 161, dtype=torch.float64)
         excess = (centres[None] - candidates[:, None]).clamp_min(0)
         rounding = (candidates / LEVELS).square()[:, None] / 12 * (excess == 0)
-        # Exact zeros lie on every grid.
-        counts = self.counts.clone()
-        error = ((excess.square() + rounding) * counts).sum(1)
+        error = ((excess.square() + rounding) * self.counts).sum(1)
         return float(candidates[error.argmin()])
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantize.quiet import quiet
 from targets import edgetpu_compiler
-from targets.errors import UnsupportedOpError
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
 from targets.profile import Profile
-from targets.tflite_file import append_metadata, check_operations, tidy
+from targets.tflite_file import append_metadata, check_operations
+from targets.tflite_writer import tflite
 
 NAME = "edgetpu"
 BACKEND = "litert"
@@ -25,13 +24,12 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     """Write `model.tflite` (int8 in and out, NHWC) and, where the compiler is installed, the compiled file.
 
     Raises:
-        UnsupportedOpError: the converter left something that the Edge TPU does not run.
+        UnsupportedOpError: the network holds something that the Edge TPU does not run.
         CompilerError: the Edge TPU compiler is there and refuses the file.
     """
     check_precision(precision, sys.modules[__name__])
     path = folder / MODEL
-    _convert(network, path)
-    path.write_bytes(tidy(path.read_bytes(), ["input"], ["defect", "mask"]))
+    path.write_bytes(tflite(network.grid.folded, ["input"], ["defect", "mask"]))
     facts: dict[str, Any] = {"operations": check_operations(path)}
     needed = needed_bytes(network, precision, path.stat().st_size)
     profile.refuse_larger(needed)
@@ -63,30 +61,3 @@ def _compile(path: Path) -> tuple[str, dict[str, Any]]:
     compiled, log = edgetpu_compiler.compile_model(path, program)
     facts = {"compiled": True, "version": log.version, "on_edgetpu": log.mapped, "on_cpu": log.unmapped}
     return compiled.name, facts
-
-
-def _convert(network: Network, path: Path) -> None:
-    """Write the quantized graph through litert-torch, layout turned to NHWC."""
-    import torch
-
-    with quiet():
-        import litert_torch
-        from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
-        from litert_torch.quantize.quant_config import QuantConfig
-
-        # The graph is quantized already; this only says that it is static int8.
-        static = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-        module = litert_torch.to_channel_last_io(network.grid.unfolded, args=[0], outputs=[1])
-        module.training = False  # `eval` would descend into the exported graph, which refuses it
-        channels, height, width = network.shape
-        try:
-            converted = litert_torch.convert(
-                module,
-                (torch.zeros(1, height, width, channels),),
-                quant_config=QuantConfig(pt2e_quantizer=static),
-            )
-        except Exception as exc:
-            raise UnsupportedOpError(
-                "litert-torch cannot convert the network", got=f"{type(exc).__name__}: {exc}"
-            ) from exc
-        converted.export(str(path))

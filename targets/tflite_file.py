@@ -1,4 +1,4 @@
-"""Reading, checking and tidying a TFLite flatbuffer, with the schema that comes with `ai_edge_litert`."""
+"""Reading and checking a TFLite flatbuffer, with the schema that comes with `ai_edge_litert`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from targets.errors import UnsupportedOpError
 
@@ -63,15 +61,6 @@ def read(payload: bytes) -> Any:
     if payload[4:8] != b"TFL3":
         raise UnsupportedOpError("this is no TFLite file", wanted="file identifier TFL3", got=payload[4:8])
     return schema.ModelT.InitFromObj(schema.Model.GetRootAs(payload))
-
-
-def write(model: Any) -> bytes:
-    """Pack `ModelT`, all buffers inside the flatbuffer."""
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 def operations(model: Any) -> list[str]:
@@ -147,63 +136,6 @@ def _scale(tensor: Any) -> tuple[float, int] | None:
     if quantization is None or quantization.scale is None or len(quantization.scale) != 1:
         return None
     return float(quantization.scale[0]), int(quantization.zeroPoint[0])
-
-
-def tidy(payload: bytes, inputs: list[str], outputs: list[str]) -> bytes:
-    """Give inputs and outputs our names, and a convolution over one channel its own operation.
-
-    Converters write a convolution over a single input channel as a depthwise one with a multiplier, which is
-    the same sum but not what accelerators are built for.
-    """
-    model = read(payload)
-    graph = model.subgraphs[0]
-    for names, indices in ((inputs, graph.inputs), (outputs, graph.outputs)):
-        for name, index in zip(names, indices, strict=True):
-            graph.tensors[index].name = name.encode()
-    for signature in model.signatureDefs or []:
-        for names, maps in ((inputs, signature.inputs), (outputs, signature.outputs)):
-            indices = list(graph.inputs if maps is signature.inputs else graph.outputs)
-            for entry in maps:
-                entry.name = names[indices.index(entry.tensorIndex)].encode()
-    _single_channel_convolutions(model)
-    return write(model)
-
-
-def _single_channel_convolutions(model: Any) -> None:
-    schema = _schema()
-    graph = model.subgraphs[0]
-    conv = next(
-        (i for i, c in enumerate(model.operatorCodes) if c.builtinCode == schema.BuiltinOperator.CONV_2D),
-        None,
-    )
-    users = Counter(index for operator in graph.operators for index in operator.inputs)
-    for operator, name in zip(graph.operators, operations(model), strict=True):
-        weights = graph.tensors[operator.inputs[1]] if name == "DEPTHWISE_CONV_2D" else None
-        if conv is None or weights is None or graph.tensors[operator.inputs[0]].shape[3] != 1:
-            continue
-        if users[operator.inputs[1]] > 1 or weights.shape[3] == 1:
-            continue
-        buffer = model.buffers[weights.buffer]
-        kernel = np.asarray(buffer.data, np.uint8).view(np.int8).reshape(weights.shape)
-        turned = np.ascontiguousarray(kernel.transpose(3, 1, 2, 0))
-        buffer.data = turned.view(np.uint8).reshape(-1)
-        weights.shape = list(turned.shape)
-        if weights.quantization is not None:
-            weights.quantization.quantizedDimension = 0
-        old = operator.builtinOptions
-        options = schema.Conv2DOptionsT()
-        for field in (
-            "padding",
-            "strideW",
-            "strideH",
-            "fusedActivationFunction",
-            "dilationWFactor",
-            "dilationHFactor",
-        ):
-            setattr(options, field, getattr(old, field))
-        operator.opcodeIndex = conv
-        operator.builtinOptionsType = schema.BuiltinOptions.Conv2DOptions
-        operator.builtinOptions = options
 
 
 def append_metadata(path: Path, facts: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The shared encoder: MobileNetV2 (Sandler et al., CVPR 2018), truncated at stride 16.
 
-State-dict names are torchvision's (`features.N.conv...`), so its published weights load as they are. Convolutions
-pad symmetrically by one; batch norms stay modules while training and are folded at export.
+State-dict names are torchvision's (`features.N.conv...`), so its published weights load as they are.
+Convolutions pad symmetrically by one; batch norms stay modules while training and are folded at export.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ TAPS = (3, 6, 13)
 def scaled_channels(channels: int, width: float) -> int:
     """Multiple of 4 nearest to `channels * width`, never more than 10 % below it.
 
-    The paper rounds to 8; the published quantized networks of width 0.5 have 12 channels, not 16, in their second
-    stage, and our narrow encoder has to fit them.
+    The paper rounds to 8; the published quantized networks of width 0.5 have 12 channels, not 16, in their
+    second stage, and our narrow encoder has to fit them.
     """
     scaled = max(8, int(channels * width + 2) // 4 * 4)
     return scaled + 4 if scaled < 0.9 * channels * width else scaled

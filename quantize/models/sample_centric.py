@@ -118,7 +118,7 @@ class SampleCentric(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Defects are rare: start with masks at about 2 % and calm verdicts, so the first steps do not diverge.
+        # Defects are rare: masks start at about 2 % and verdicts calm, so the first steps do not diverge.
         for last, prior in ((self.mask[-1], 0.02), (self.sample.logit, 0.5)):
             assert isinstance(last, nn.Conv2d) and last.bias is not None
             nn.init.normal_(last.weight, std=0.01)
