@@ -42,23 +42,64 @@ def _input_size(text: str) -> tuple[int, int]:
 
 
 def _configure_train(parser: ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="D", help="data set folder with samples.csv")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="D", help="data set folder with samples.csv"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="RUN folder to write")
     parser.add_argument("--model", default="sample-centric", help="network (default: %(default)s)")
-    parser.add_argument("--size", default="small", choices=("nano", "small"), help="width of the network (default: %(default)s)")
-    parser.add_argument("--channels", type=int, choices=(1, 3), help="1 grey, 3 RGB (default: what the images are)")
-    parser.add_argument("--input-size", type=_input_size, default=(256, 256), metavar="S|WxH", help="network input in pixels (default: 256)")
-    parser.add_argument("--framing", default="resize", choices=("exact", "resize", "tile"), help="how a photograph becomes the input (default: %(default)s)")
-    parser.add_argument("--overlap", type=_whole(0, 4096, "pixels"), default=0, help="pixels that neighbouring tiles share (framing tile)")
-    parser.add_argument("--pretrained", metavar="PATH", help="MobileNetV2 weights, file or folder (default: EDGEQC_PRETRAINED, the cache, a download)")
+    parser.add_argument(
+        "--size",
+        default="small",
+        choices=("nano", "small"),
+        help="width of the network (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), help="1 grey, 3 RGB (default: what the images are)"
+    )
+    parser.add_argument(
+        "--input-size",
+        type=_input_size,
+        default=(256, 256),
+        metavar="S|WxH",
+        help="network input in pixels (default: 256)",
+    )
+    parser.add_argument(
+        "--framing",
+        default="resize",
+        choices=("exact", "resize", "tile"),
+        help="how a photograph becomes the input (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=_whole(0, 4096, "pixels"),
+        default=0,
+        help="pixels that neighbouring tiles share (framing tile)",
+    )
+    parser.add_argument(
+        "--pretrained",
+        metavar="PATH",
+        help="MobileNetV2 weights, file or folder (default: EDGEQC_PRETRAINED, the cache, a download)",
+    )
     parser.add_argument("--from-scratch", action="store_true", help="no pretrained encoder")
-    parser.add_argument("--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)")
+    parser.add_argument(
+        "--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)"
+    )
     parser.add_argument("--batch-size", type=_whole(2, 4096, "images"), help="images in a step (default: 16)")
-    parser.add_argument("--time-limit-min", type=_minutes, metavar="MIN", help="shorten the schedule to this, 0 for none (default: 15)")
-    parser.add_argument("--seed", type=_whole(0, 2**31 - 1, "a number"), help="of everything random (default: 0)")
+    parser.add_argument(
+        "--time-limit-min",
+        type=_minutes,
+        metavar="MIN",
+        help="shorten the schedule to this, 0 for none (default: 15)",
+    )
+    parser.add_argument(
+        "--seed", type=_whole(0, 2**31 - 1, "a number"), help="of everything random (default: 0)"
+    )
     parser.add_argument("--accelerator", help="Lightning Fabric's: auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--devices", help="Lightning Fabric's: auto or how many (default: auto)")
-    parser.add_argument("--precision", help="Lightning Fabric's: 32-true, bf16-mixed, ...; auto is bf16 where the processor computes in it")
+    parser.add_argument(
+        "--precision",
+        help="Lightning Fabric's: 32-true, bf16-mixed, ...; auto is bf16 where the processor computes in it",
+    )
 
 
 def _run_train(options: Namespace) -> Outcome:
@@ -85,16 +126,22 @@ def _run_train(options: Namespace) -> Outcome:
             config=TrainingConfig(**given),
         )
     )
-    text = f"{trained.run}: trained in {trained.seconds / 60:.1f} min, {trained.pretrained}\nval: " + _sentence(
-        trained.metrics
+    text = f"{trained.run}: trained in {trained.seconds / 60:.1f} min, {trained.pretrained}"
+    if trained.metrics:  # the first process of several measures
+        text += f"\nval: {_sentence(trained.metrics)}"
+    return Outcome(
+        text=text, data={"run": str(trained.run), "seconds": trained.seconds, "val": trained.metrics}
     )
-    return Outcome(text=text, data={"run": str(trained.run), "seconds": trained.seconds, "val": trained.metrics})
 
 
 def _configure_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN_OR_ARTIFACT", help="RUN folder or artifact folder")
-    parser.add_argument("--data", type=Path, required=True, metavar="D", help="data set folder with samples.csv")
-    parser.add_argument("--split", default="test", metavar="S", help="split of the data set (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="D", help="data set folder with samples.csv"
+    )
+    parser.add_argument(
+        "--split", default="test", metavar="S", help="split of the data set (default: %(default)s)"
+    )
     parser.add_argument("--device", help="the backend's device, such as CPU, cuda or edgetpu:0")
 
 
@@ -109,7 +156,9 @@ def _run_evaluate(options: Namespace) -> Outcome:
         predictions = predict(inspector, samples, what="evaluating")
     metrics = evaluate(predictions, samples)
     where = predictions.meta["ran_on"]
-    text = f"{options.split}, on {where['device']} with {where['sdk']} {where['version']}: {_sentence(metrics)}"
+    text = (
+        f"{options.split}, on {where['device']} with {where['sdk']} {where['version']}: {_sentence(metrics)}"
+    )
     return Outcome(text=text, data=metrics)
 
 

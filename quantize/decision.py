@@ -88,8 +88,8 @@ def miss_rate_upper(misses: int, positives: int, level: float = CONFIDENCE_LEVEL
 def choose_mask_threshold(ious: ArrayLike, candidates: ArrayLike) -> tuple[float, float]:
     """The mask threshold (a logit) with the highest mean IoU, and that IoU.
 
-    ``ious`` is [candidates, positives], made by the runtime's own postprocessing at each candidate. Of equally
-    good candidates the one nearest to 0 is taken.
+    ``ious`` is [candidates, positives], made by the runtime's own postprocessing at each candidate. Of
+    equally good candidates the one nearest to 0 is taken.
     """
     steps = np.asarray(candidates, dtype=np.float64)
     table = np.asarray(ious, dtype=np.float64)
@@ -112,4 +112,3 @@ def _in_float32(threshold: float, score: NDArray[np.float64]) -> float:
 def _f1(label: NDArray[np.bool_], verdict: NDArray[np.bool_]) -> float:
     hits = int((label & verdict).sum())
     return 2 * hits / int(label.sum() + verdict.sum()) if hits else 0.0
-

@@ -54,6 +54,7 @@ def _check_same(predictions: Predictions, samples: Sequence[Sample]) -> None:
         )
         raise InputError(
             "the predictions are not of these samples",
-            wanted=f"{len(wanted)} samples" + (f", then {wanted[different]}" if different < len(wanted) else ""),
+            wanted=f"{len(wanted)} samples"
+            + (f", then {wanted[different]}" if different < len(wanted) else ""),
             got=f"{len(predictions)} samples, different from number {different + 1} on",
         )

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge.errors import InputError
-from quantize.tflite_weights import NotMobileNet, TfliteEncoder, read_tflite_encoder
+from quantize.tflite_weights import NotMobileNetError, TfliteEncoder, read_tflite_encoder
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".tflite")
 VARIABLE = "EDGEQC_PRETRAINED"
@@ -166,7 +166,7 @@ def _search(place: Path, wanted: int, reasons: list[str]) -> Encoder | None:
     for file in files:
         try:
             encoder = _read(file)
-        except NotMobileNet as reason:
+        except NotMobileNetError as reason:
             reasons.append(f"{file.name}: {reason}")
             continue
         if encoder.stem_channels == wanted:
@@ -186,18 +186,17 @@ def _read(path: Path) -> Encoder:
         try:
             state: Any = load_file(path)
         except SafetensorError as error:
-            raise NotMobileNet(f"not a readable safetensors file ({error})") from error
+            raise NotMobileNetError(f"not a readable safetensors file ({error})") from error
     elif suffix in (".pth", ".pt"):
-        import pickle
-
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise NotMobileNet(f"not a readable torch file ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # whatever the unpickler trips over in bytes that are not its own
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise NotMobileNetError(f"not a readable torch file ({reason})") from error
     else:
-        raise NotMobileNet(f"unknown kind of file, wanted one of {', '.join(SUFFIXES)}")
+        raise NotMobileNetError(f"unknown kind of file, wanted one of {', '.join(SUFFIXES)}")
     if not isinstance(state, dict) or "features.0.0.weight" not in state:
-        raise NotMobileNet("no features.0.0.weight, so not torchvision's MobileNetV2")
+        raise NotMobileNetError("no features.0.0.weight, so not torchvision's MobileNetV2")
     return Encoder(path, state, None)
 
 
@@ -248,7 +247,7 @@ def convert_input(
     (exact wherever the kernel does not reach over the border).
     """
     if weight.shape[1] != 3:
-        raise NotMobileNet(f"the first convolution has {weight.shape[1]} input channels, wanted 3")
+        raise NotMobileNetError(f"the first convolution has {weight.shape[1]} input channels, wanted 3")
     wide = weight.astype(np.float64)
     offset = (wide.sum(axis=(2, 3)) * (scale * (128 - zero))).sum(axis=1)
     ours = wide * (scale * 128)[None, :, None, None]

@@ -6,7 +6,6 @@ the very code that the device runs; only the network is torch in fp32.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edge.backend import RanOn, Session, TensorSpec
 from edge.errors import BackendUnavailableError
 from edge.inspector import Inspector
 from edge.preprocess import InputSpec
 from quantize import run as runs
+from quantize.models.batch_norm import fold_batch_norm
 
 
 class TorchSession(Session):
@@ -57,23 +56,6 @@ def open_run(path: str | Path, device: str | None = None) -> Inspector:
     return Inspector(
         session, run.input, run.framing, run.decision, digest=run.digest, name=run.name, precision="fp32"
     )
-
-
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy in eval mode in which each batch norm is folded into the convolution before it.
-
-    Folds where a ``Sequential`` holds the two next to each other; another batch norm stays as it is.
-    """
-    folded = copy.deepcopy(model).eval()
-    for parent in list(folded.modules()):
-        if not isinstance(parent, nn.Sequential):
-            continue
-        children = list(parent.named_children())
-        for (name, conv), (next_name, norm) in zip(children, children[1:]):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, next_name, nn.Identity())
-    return folded
 
 
 def _device(name: str | None) -> torch.device:

@@ -77,7 +77,9 @@ class Run:
             state = load_file(self.weights)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(
-                f"{self.weights} cannot be read", got=str(error), next_step="train again, or copy the RUN again"
+                f"{self.weights} cannot be read",
+                got=str(error),
+                next_step="train again, or copy the RUN again",
             ) from error
         with torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten anyway
             model = build(self.model_config)
@@ -102,7 +104,9 @@ def open_run(path: str | Path) -> Run:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise InputError(f"there is no RUN folder {folder}", next_step="name the folder that `edgeqc train --out` wrote")
+        raise InputError(
+            f"there is no RUN folder {folder}", next_step="name the folder that `edgeqc train --out` wrote"
+        )
     file = folder / RUN
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
@@ -140,9 +144,7 @@ def network_input(width: int, height: int, channels: int) -> InputSpec:
     return InputSpec(width, height, channels, "nchw", "float32", "centered_float")
 
 
-def write_run(
-    folder: Path, state: dict[str, Tensor], facts: dict[str, Any], metrics: dict[str, Any]
-) -> None:
+def write_run(folder: Path, state: dict[str, Tensor], facts: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Write the three files into ``folder`` (which is a staging folder of the caller's)."""
     from safetensors.torch import save_file
 

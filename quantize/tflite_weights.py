@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class NotMobileNet(ValueError):
+class NotMobileNetError(ValueError):
     """The file is not a MobileNetV2 that can be read; the text says why."""
 
 
@@ -34,20 +34,22 @@ class TfliteEncoder:
 
 
 def read_tflite_encoder(path: Path) -> TfliteEncoder:
-    """Read ``path``; ``NotMobileNet`` if it is no readable TFLite file or another network."""
+    """Read ``path``; ``NotMobileNetError`` if it is no readable TFLite file or another network."""
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
-        raise NotMobileNet("reading .tflite needs ai-edge-litert: pip install 'edgeqc[litert]'") from error
+        raise NotMobileNetError(
+            "reading .tflite needs ai-edge-litert: pip install 'edgeqc[litert]'"
+        ) from error
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
-        raise NotMobileNet("not a TFLite file")
+        raise NotMobileNetError("not a TFLite file")
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
         return _encoder(schema, model)
     except (struct.error, IndexError, TypeError, AttributeError) as error:
         # What the generated reader raises when an offset points outside of the file.
-        raise NotMobileNet(f"a damaged TFLite file ({error})") from error
+        raise NotMobileNetError(f"a damaged TFLite file ({error})") from error
 
 
 def _encoder(schema: Any, model: Any) -> TfliteEncoder:
@@ -80,14 +82,14 @@ def _check_mobilenet(convolutions: list[FoldedConv]) -> None:
     """A stem of 3x3 on RGB, then depthwise and pointwise in MobileNetV2's order."""
     order = [conv.depthwise for conv in convolutions[:9]]
     if order != [False, True, False, False, True, False, False, True, False]:
-        raise NotMobileNet("its first convolutions are not those of a MobileNetV2")
+        raise NotMobileNetError("its first convolutions are not those of a MobileNetV2")
     if convolutions[0].weight.shape[1:] != (3, 3, 3):
-        raise NotMobileNet(f"its first convolution is {convolutions[0].weight.shape}, wanted 3x3 on RGB")
+        raise NotMobileNetError(f"its first convolution is {convolutions[0].weight.shape}, wanted 3x3 on RGB")
 
 
 def _constant(schema: Any, model: Any, tensor: Any) -> NDArray[np.float64]:
     """A constant tensor's real values, float64: float, or integers with scale and zero point."""
-    kinds = {
+    kinds: dict[Any, np.dtype[Any]] = {
         schema.TensorType.FLOAT32: np.dtype("<f4"),
         schema.TensorType.FLOAT16: np.dtype("<f2"),
         schema.TensorType.UINT8: np.dtype("u1"),
@@ -95,12 +97,12 @@ def _constant(schema: Any, model: Any, tensor: Any) -> NDArray[np.float64]:
         schema.TensorType.INT32: np.dtype("<i4"),
     }
     if tensor.type not in kinds:
-        raise NotMobileNet(f"weights of TFLite type {tensor.type}")
+        raise NotMobileNetError(f"weights of TFLite type {tensor.type}")
     data = model.buffers[tensor.buffer].data
     if data is None:
-        raise NotMobileNet("weights that are computed or kept outside of the file")
+        raise NotMobileNetError("weights that are computed or kept outside of the file")
     dtype = kinds[tensor.type]
-    values = np.frombuffer(np.asarray(data, dtype=np.uint8).tobytes(), dtype=dtype)
+    values: NDArray[Any] = np.frombuffer(np.asarray(data, dtype=np.uint8).tobytes(), dtype=dtype)
     values = values.reshape(tuple(int(n) for n in tensor.shape)).astype(np.float64)
     if dtype.kind == "f":
         return values

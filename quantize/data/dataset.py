@@ -26,7 +26,7 @@ ROWS_NAMED = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is allowed and suspicious: ``kind`` for programs, ``text`` for people, the rows it is in."""
+    """Something allowed and suspicious: ``kind`` for programs, ``text`` for people, the rows it is in."""
 
     kind: str
     text: str
@@ -131,8 +131,8 @@ def open_dataset(folder: str | Path, split: str | None = None) -> Dataset:
 def read_mask(sample: Sample) -> NDArray[np.bool_]:
     """The ground-truth mask as bool H x W; any non-zero value, in any channel, is defect."""
     assert sample.mask is not None
-    mask = _read(sample, sample.mask) != 0
-    return mask.any(axis=2) if mask.ndim == 3 else mask
+    mask = _read(sample, sample.mask)
+    return np.asarray((mask if mask.ndim == 2 else mask.max(axis=2)) != 0)
 
 
 def _read(sample: Sample, path: Path) -> NDArray[np.uint8]:
@@ -149,4 +149,3 @@ def _read(sample: Sample, path: Path) -> NDArray[np.uint8]:
 
 def _finding(kind: str, text: str, samples: Sequence[Sample]) -> Finding | None:
     return Finding(kind, text, tuple(sample.row for sample in samples)) if samples else None
-

@@ -45,8 +45,8 @@ class FramedSet:
 def frame_samples(samples: Sequence[Sample], spec: InputSpec, framing: Framing) -> FramedSet:
     """Read and frame ``samples``.
 
-    A tile of a defective sample is defective if the mask says that the defect is in it. Without a mask that is
-    known only where one tile is the whole frame; such tiles of larger frames are left out.
+    A tile of a defective sample is defective if the mask says that the defect is in it. Without a mask that
+    is known only where one tile is the whole frame; such tiles of larger frames are left out.
     """
     tiles: list[np.ndarray] = []
     coverage: list[np.ndarray] = []
@@ -57,7 +57,9 @@ def frame_samples(samples: Sequence[Sample], spec: InputSpec, framing: Framing) 
         except InputError as error:
             raise InputError(
                 f"samples.csv row {sample.row}: {error.what}",
-                wanted=error.wanted, got=error.got, next_step=error.next_step,
+                wanted=error.wanted,
+                got=error.got,
+                next_step=error.next_step,
             ) from error
         mask = None if sample.mask is None else read_mask(sample)
         if mask is not None and mask.any() and sample.defective:

@@ -8,7 +8,7 @@ so a split. Everything follows from the seed.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def write_surfaces(
                     photograph.defect_type,
                 )
             )
-        with open(staging / "samples.csv", "w", newline="", encoding="utf-8") as file:
+        with (staging / "samples.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(rows)
@@ -120,7 +120,10 @@ def plan_parts(count: int, seed: int) -> list[PartPlan]:
     return plans
 
 
-def _photographs(plans, size, seed, channels):  # type: ignore[no-untyped-def]
+def _photographs(
+    plans: list[PartPlan], size: int, seed: int, channels: int
+) -> Iterator[tuple[Photograph, str]]:
+    """Draw the plan: each photograph with its split."""
     for plan in plans:
         rng = np.random.default_rng([seed, 1, plan.group])
         part = draw_part(plan.defect_type, size, rng)

@@ -56,7 +56,8 @@ class Augmentation:
         moved = functional.grid_sample(
             torch.cat([images, target], dim=1),
             functional.affine_grid(
-                self._placements(tiles), [len(tiles), images.shape[1] + 1, *tiles.shape[2:]],
+                self._placements(tiles),
+                [len(tiles), images.shape[1] + 1, *tiles.shape[2:]],
                 align_corners=False,
             ),
             mode="bilinear",

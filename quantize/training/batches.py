@@ -31,8 +31,15 @@ class BalancedBatches:
     """
 
     def __init__(
-        self, data: FramedSet, *, batch_size: int, config: AugmentationConfig, seed: int,
-        device: torch.device, rank: int = 0, world: int = 1,
+        self,
+        data: FramedSet,
+        *,
+        batch_size: int,
+        config: AugmentationConfig,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.data = data
         self.batch_size = batch_size

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,8 @@ class Checkpoint:
         """The last epoch's state."""
         try:
             state: dict[str, Any] = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise self._unusable(str(error).splitlines()[0]) from error
+        except Exception as error:  # whatever the unpickler trips over in bytes that are not its own
+            raise self._unusable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         return state
 
     def save(self, state: dict[str, Any]) -> None:

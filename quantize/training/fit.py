@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from edge.progress import progress
+from edge.progress import progress as show_progress
 from quantize.data.framed import FramedSet
 from quantize.training.batches import BalancedBatches, Batch
 from quantize.training.checkpoint import Checkpoint
 from quantize.training.config import TrainingConfig
 from quantize.training.losses import inspection_loss
+from quantize.training.processor import depthwise_backward_in_float32, keep_freed_memory
 from quantize.training.validation import validate
 
 State = dict[str, Tensor]
@@ -58,77 +60,158 @@ def make_fabric(config: TrainingConfig) -> Fabric:
 
 
 def fit(
-    fabric: Fabric, model: nn.Module, train: FramedSet, val: FramedSet, config: TrainingConfig,
-    *, pretrained: bool, checkpoint: Checkpoint,
+    fabric: Fabric,
+    model: nn.Module,
+    train: FramedSet,
+    val: FramedSet,
+    config: TrainingConfig,
+    *,
+    pretrained: bool,
+    checkpoint: Checkpoint,
 ) -> Fitted:
     """Train ``model`` and return the averaged weights of the best epoch on ``val``.
 
     ``pretrained`` says that the encoder starts from foreign weights and learns slowly. Goes on from
     ``checkpoint`` where there is a state, and leaves one after every epoch.
     """
-    model = model.to(memory_format=torch.channels_last)
-    average = copy.deepcopy(model).to(fabric.device).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(_groups(model, config, pretrained), foreach=True)
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    batches = BalancedBatches(
-        train, batch_size=config.batch_size, config=config.augmentation, seed=config.seed,
-        device=fabric.device, rank=fabric.global_rank, world=fabric.world_size,
-    )
-    state = Progress()
-    best: State = {}
+    trainer = _Trainer(fabric, model, train, val, config, pretrained)
     if checkpoint.check():
-        saved = checkpoint.load()
-        wrapped.module.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        best, state = saved["best_state"], Progress(**saved["progress"])
-        _say(fabric, f"resuming after epoch {state.epoch} of {config.epochs}")
-    schedule = _Schedule(config, batches.steps)
-    while state.epoch < config.epochs and schedule.share(state.epoch * batches.steps, state.seconds) < 1:
+        trainer.resume(checkpoint.load())
+    with trainer.ready():
+        while not trainer.done():
+            trainer.epoch()
+            if fabric.is_global_zero:
+                checkpoint.save(trainer.state())
+            fabric.barrier()
+    return Fitted(trainer.best, trainer.progress, _ran_on(fabric))
+
+
+class _Trainer:
+    """A training between two epochs."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        train: FramedSet,
+        val: FramedSet,
+        config: TrainingConfig,
+        pretrained: bool,
+    ) -> None:
+        self.fabric, self.val, self.config = fabric, val, config
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(model).to(fabric.device).eval().requires_grad_(False)
+        self.frozen = _frozen(model, config.frozen_blocks if pretrained else 0)
+        optimizer = torch.optim.AdamW(_groups(model, config, pretrained), foreach=True)
+        self.model: Any
+        self.optimizer: Any
+        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.batches = BalancedBatches(
+            train,
+            batch_size=config.batch_size,
+            config=config.augmentation,
+            seed=config.seed,
+            device=fabric.device,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        self.schedule = _Schedule(config, self.batches.steps)
+        self.progress = Progress()
+        self.best: State = {}
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """While the loop runs, a CPU is set up for it."""
+        if self.fabric.device.type != "cpu":
+            yield
+            return
+        keep_freed_memory()
+        with depthwise_backward_in_float32(self.model.module):
+            yield
+
+    def done(self) -> bool:
+        steps = self.progress.epoch * self.batches.steps
+        return (
+            self.progress.epoch >= self.config.epochs
+            or self.schedule.share(steps, self.progress.seconds) >= 1
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resume needs, for ``Checkpoint.save``."""
+        return {
+            "model": self.model.module.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_state": self.best,
+            "progress": vars(self.progress).copy(),
+        }
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Take up an earlier ``state``."""
+        self.model.module.load_state_dict(saved["model"])
+        self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.best, self.progress = saved["best_state"], Progress(**saved["progress"])
+        _say(self.fabric, f"resuming after epoch {self.progress.epoch} of {self.config.epochs}")
+
+    def epoch(self) -> None:
+        """Train one epoch, validate the averaged weights, and say how it went."""
+        fabric, config, progress = self.fabric, self.config, self.progress
         began = time.monotonic()
-        wrapped.train()
-        fabric.seed_everything(config.seed + state.epoch, verbose=False)
+        self.model.train()
+        self.frozen.eval()
+        fabric.seed_everything(config.seed + progress.epoch, verbose=False)
         clock = _Clock()
         losses: dict[str, Tensor] = {}
-        what = f"epoch {state.epoch + 1}/{config.epochs}"
-        for step, batch in enumerate(progress(clock.timed(batches.epoch(state.epoch)), what, batches.steps)):
-            schedule.apply(
-                optimizer, state.epoch * batches.steps + step, state.seconds + time.monotonic() - began
-            )
-            _step(fabric, wrapped, optimizer, batch, config, losses)
-            _average(average, wrapped.module, config.average_decay, state.epoch * batches.steps + step)
+        what = f"epoch {progress.epoch + 1}/{config.epochs}"
+        batches = clock.timed(self.batches.epoch(progress.epoch))
+        if sys.stderr.isatty():  # a log gets one line for each epoch
+            batches = show_progress(batches, what, self.batches.steps)
+        steps = 0
+        for step, batch in enumerate(batches, progress.epoch * self.batches.steps):
+            # Several processes must agree on the rate, and their clocks do not: they look once an epoch.
+            seconds = progress.seconds + (time.monotonic() - began if fabric.world_size == 1 else 0.0)
+            if steps and self.schedule.share(step, seconds) >= 1:
+                break  # the time is up in the middle of an epoch
+            self.schedule.apply(self.optimizer, step, seconds)
+            steps += 1
+            _step(fabric, self.model, self.optimizer, batch, config, losses)
+            _average(self.average, self.model.module, config.average_decay, step)
         trained_s = time.monotonic() - began
-        row = {"epoch": float(state.epoch + 1)}
-        row |= {f"loss_{name}": float(total) / batches.steps for name, total in losses.items()}
-        row |= validate(fabric, average, val)
-        row["images_per_s"] = batches.steps * config.batch_size * fabric.world_size / trained_s
+        row = {"epoch": float(progress.epoch + 1)}
+        row |= {f"loss_{name}": float(total) / steps for name, total in losses.items()}
+        row |= validate(fabric, self.average, self.val)
+        row["images_per_s"] = steps * config.batch_size * fabric.world_size / trained_s
         row["data_share"] = clock.waited_s / trained_s
-        row["seconds"] = time.monotonic() - began
-        state.epoch += 1
-        state.seconds += row["seconds"]
-        state.history.append(row)
-        if row["selection"] >= state.best:
-            state.best, state.best_epoch = row["selection"], state.epoch
-            best = {name: tensor.detach().cpu().clone() for name, tensor in average.state_dict().items()}
-        _say(fabric, _line(what, row, schedule, state, batches.steps))
-        if fabric.is_global_zero:
-            checkpoint.save(
-                {
-                    "model": wrapped.module.state_dict(), "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(), "best_state": best, "progress": vars(state).copy(),
-                }
-            )
-        fabric.barrier()
-    return Fitted(best, state, _ran_on(fabric))
+        row["seconds"] = float(fabric.broadcast(time.monotonic() - began))
+        progress.epoch += 1
+        progress.seconds += row["seconds"]
+        progress.history.append(row)
+        if row["selection"] >= progress.best:
+            progress.best, progress.best_epoch = row["selection"], progress.epoch
+            self.best = {
+                name: kept.detach().cpu().clone() for name, kept in self.average.state_dict().items()
+            }
+        _say(fabric, _line(what, row, self.schedule, progress, self.batches.steps))
+
+
+def _frozen(model: nn.Module, blocks: int) -> nn.ModuleList:
+    """The encoder's first ``blocks``, without gradients; their batch norms have to stay in eval mode."""
+    features = model.get_submodule("encoder.features") if blocks else nn.Sequential()
+    assert isinstance(features, nn.Sequential)
+    return nn.ModuleList([*features][:blocks]).requires_grad_(False)
 
 
 def _step(
-    fabric: Fabric, model: Any, optimizer: Any, batch: Batch, config: TrainingConfig, losses: dict[str, Tensor]
+    fabric: Fabric,
+    model: Any,
+    optimizer: Any,
+    batch: Batch,
+    config: TrainingConfig,
+    losses: dict[str, Tensor],
 ) -> None:
     defect, mask = model(batch.images)
-    loss, parts = inspection_loss(
-        defect, mask, batch.defective, batch.target, batch.mask_known, config.loss
-    )
+    loss, parts = inspection_loss(defect, mask, batch.defective, batch.target, batch.mask_known, config.loss)
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     if config.clip_norm:
@@ -191,6 +274,8 @@ def _groups(model: nn.Module, config: TrainingConfig, pretrained: bool) -> list[
     """Parameter groups: encoder or not, weight decay (kernels, depthwise ones too) or none (the rest)."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         slow = pretrained and name.startswith("encoder.")
         groups.setdefault((slow, parameter.ndim > 1), []).append(parameter)
     return [
@@ -218,8 +303,8 @@ def _line(what: str, row: dict[str, float], schedule: _Schedule, state: Progress
     return (
         f"{what}: val AP {row['ap']:.3f}, Seg_mIoU {row['seg_miou']:.3f}, mask IoU {row['mask_iou']:.3f}"
         f"{' (best)' if state.best_epoch == state.epoch else ''}; loss verdict {row['loss_sample']:.3f}"
-        f" mask {row['loss_mask_bce']:.3f} dice {row['loss_mask_dice']:.3f}; {row['images_per_s']:.0f} images/s,"
-        f" {100 * row['data_share']:.0f} % of it waiting for data; {left_min:.1f} min left"
+        f" mask {row['loss_mask_bce']:.3f} dice {row['loss_mask_dice']:.3f};"
+        f" {row['images_per_s']:.0f} images/s, {100 * row['data_share']:.0f} % of it waiting for data; {left_min:.1f} min left"
     )
 
 
@@ -230,6 +315,8 @@ def _say(fabric: Fabric, text: str) -> None:
 
 def _ran_on(fabric: Fabric) -> dict[str, Any]:
     return {
-        "device": str(fabric.device), "processes": fabric.world_size,
-        "precision": str(fabric._precision.precision), "threads": torch.get_num_threads(),
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "precision": str(fabric._precision.precision),
+        "threads": torch.get_num_threads(),
     }

@@ -88,8 +88,12 @@ def train(job: Job) -> Trained:
         encoder, pretrained = find_pretrained(model, job.pretrained)
     print(pretrained, file=sys.stderr)
     settings = {
-        "model": model_config, "input": asdict(spec), "framing": asdict(job.framing), "data": dataset.digest,
-        "pretrained": str(encoder.path) if encoder else None, "training": job.config.as_dict(),
+        "model": model_config,
+        "input": asdict(spec),
+        "framing": asdict(job.framing),
+        "data": dataset.digest,
+        "pretrained": str(encoder.path) if encoder else None,
+        "training": job.config.as_dict(),
     }
     checkpoint = Checkpoint(job.out, settings)
     if encoder is not None and not checkpoint.check():
@@ -135,7 +139,12 @@ def _statistics_images(framed: FramedSet, seed: int) -> Iterator[Tensor]:
 
 
 def _facts(
-    job: Job, dataset: Dataset, model_config: dict[str, Any], thresholds: Thresholds, fitted: Fitted, pretrained: str
+    job: Job,
+    dataset: Dataset,
+    model_config: dict[str, Any],
+    thresholds: Thresholds,
+    fitted: Fitted,
+    pretrained: str,
 ) -> dict[str, Any]:
     """Everything in ``run.json`` but its format."""
     width, height = job.input_size
@@ -160,7 +169,10 @@ def _facts(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("edgeqc", "torch", "lightning-fabric", "numpy", "scikit-learn")},
+            **{
+                name: _version(name)
+                for name in ("edgeqc", "torch", "lightning-fabric", "numpy", "scikit-learn")
+            },
         },
     }
 
@@ -170,5 +182,3 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-

@@ -34,9 +34,7 @@ def inspection_loss(
     smooth = defective * (1 - config.label_smoothing) + 0.5 * config.label_smoothing
     sample = functional.binary_cross_entropy_with_logits(defect.float().squeeze(1), smooth)
     # The runtime enlarges the logits and then compares: the mask is judged there, so it is trained there.
-    logits = functional.interpolate(
-        mask.float(), size=target.shape[2:], mode="bilinear", align_corners=False
-    )
+    logits = functional.interpolate(mask.float(), size=target.shape[2:], mode="bilinear", align_corners=False)
     bce = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2, 3))
     bce = _mean_where(bce, mask_known)
     dice = _mean_where(dice_loss(logits, target), mask_known * defective)

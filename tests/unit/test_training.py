@@ -1,0 +1,306 @@
+"""Training from end to end on a few small surfaces: learns, resumes, and leaves a RUN folder that opens."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from edge.errors import ArtifactError, FormatVersionError, InputError, ManifestError
+from edge.images import read_image
+from edge.inspector import Inspector
+from edge.predictions import predict
+from edge.preprocess import Framing
+from quantize.cli import evaluate as evaluate_verb
+from quantize.cli import train as train_verb
+from quantize.data.dataset import open_dataset
+from quantize.data.synthetic import write_surfaces
+from quantize.evaluation import evaluate
+from quantize.models.batch_norm import fold_batch_norm
+from quantize.reference import TorchSession, open_run
+from quantize.run import network_input
+from quantize.run import open_run as read_run
+from quantize.training import fit as fit_module
+from quantize.training.config import TrainingConfig
+from quantize.training.job import Job, train
+from quantize.training.losses import LossConfig, dice_loss, inspection_loss
+
+CONFIG = TrainingConfig(epochs=3, batch_size=8, time_limit_min=0, accelerator="cpu", devices="1")
+
+
+@pytest.fixture(scope="module")
+def surfaces(tmp_path_factory):
+    return write_surfaces(tmp_path_factory.mktemp("data") / "surfaces", count=72, size=32, seed=1)
+
+
+def job(data, out, **config):
+    return Job(
+        data=data,
+        out=out,
+        model={"name": "sample-centric", "size": "nano"},
+        input_size=(32, 32),
+        framing=Framing("exact"),
+        pretrained="",
+        config=replace(CONFIG, **config),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(surfaces, tmp_path_factory):
+    return train(job(surfaces, tmp_path_factory.mktemp("runs") / "first"))
+
+
+def test_the_run_folder_says_everything(run, surfaces):
+    facts = json.loads((run.run / "run.json").read_text())
+    metrics = json.loads((run.run / "metrics.json").read_text())
+    assert sorted(p.name for p in run.run.iterdir()) == ["metrics.json", "model.safetensors", "run.json"]
+    assert facts["format"] == "edgeqc-run/1" and facts["name"] == "first"
+    assert facts["model"] == {"channels": 1, "name": "sample-centric", "size": "nano"}
+    assert facts["input"] == {"width": 32, "height": 32, "channels": 1}
+    assert facts["data"]["digest"] == open_dataset(surfaces).digest
+    assert facts["training"]["epochs_done"] == 3 and facts["training"]["pretrained"].startswith(
+        "from scratch"
+    )
+    assert {"threshold", "rule", "miss_rate", "confidence", "n"} <= facts["decision"].keys()
+    assert len(metrics["history"]) == 3 and metrics["val"]["n"] == facts["decision"]["n"]
+    assert not run.run.with_name("first.partial").exists()
+
+
+def test_the_thresholds_belong_to_the_scores_that_the_inspector_gives(run, surfaces):
+    samples = open_dataset(surfaces).split("val")
+    with open_run(run.run) as inspector:
+        assert isinstance(inspector, Inspector)
+        predictions = predict(inspector, samples)
+        inspection = inspector.inspect(read_image(samples[0].image))
+    metrics = evaluate(predictions, samples)
+    recorded = json.loads((run.run / "metrics.json").read_text())["val"]
+    assert metrics["sample"]["misses"] == recorded["sample"]["misses"]
+    decision = json.loads((run.run / "run.json").read_text())["decision"]
+    assert decision["miss_rate"] == pytest.approx(metrics["sample"]["misses"] / metrics["positives"])
+    assert inspection.mask.shape == (32, 32) and inspection.mask.dtype == bool
+    assert predictions.meta["ran_on"]["sdk"] == "torch" and predictions.meta["ran_on"]["device"] == "cpu"
+
+
+def test_a_killed_training_goes_on_where_it_was(surfaces, tmp_path, monkeypatch, run):
+    class Killed(BaseException):
+        pass
+
+    validate, calls = fit_module.validate, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return validate(*arguments)
+
+    monkeypatch.setattr(fit_module, "validate", dies)
+    with pytest.raises(Killed):
+        train(job(surfaces, tmp_path / "killed"))
+    assert not (tmp_path / "killed").exists() and (tmp_path / "killed.partial" / "state.pt").is_file()
+    trained = []
+    step = fit_module._step
+    monkeypatch.setattr(fit_module, "_step", lambda *a: (trained.append(1), step(*a))[1])
+    resumed = train(job(surfaces, tmp_path / "killed"))
+    steps = len(trained)
+    assert steps == len(open_dataset(surfaces).split("train")) // 8  # one epoch, not three
+    assert not (tmp_path / "killed.partial").exists()
+    # ... and ends where the uninterrupted training ended.
+    one, other = (read_run(path.run).load_model().state_dict() for path in (resumed, run))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_other_options_do_not_resume(surfaces, tmp_path, monkeypatch):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_module, "_line", dies)  # after the validation, before the first checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        train(job(surfaces, tmp_path / "out"))
+    assert not (tmp_path / "out.partial").exists()  # nothing worth keeping yet
+    monkeypatch.undo()
+    monkeypatch.setattr(fit_module.Checkpoint, "remove", lambda self: None)
+    train(job(surfaces, tmp_path / "out", epochs=1))
+    (tmp_path / "out").rename(tmp_path / "done")
+    with pytest.raises(InputError, match="other settings") as error:
+        train(job(surfaces, tmp_path / "out", epochs=2))
+    assert "training.epochs=1" in error.value.wanted and "training.epochs=2" in error.value.got
+    (tmp_path / "out.partial" / "state.pt").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be read"):
+        train(job(surfaces, tmp_path / "out", epochs=1))
+
+
+def test_a_time_limit_ends_the_training_early(surfaces, tmp_path):
+    short = train(job(surfaces, tmp_path / "short", epochs=1000, time_limit_min=0.02))
+    facts = json.loads((short.run / "run.json").read_text())
+    assert 1 <= facts["training"]["epochs_done"] < 100
+
+
+def test_frozen_blocks_keep_their_weights(surfaces, tmp_path):
+    from quantize.models import build
+
+    source = build({"name": "sample-centric", "size": "nano", "channels": 3})
+    torch.save(dict(source.encoder.state_dict().items()), tmp_path / "encoder.pth")
+    asked = replace(
+        job(surfaces, tmp_path / "run", epochs=1, frozen_blocks=2), pretrained=str(tmp_path / "encoder.pth")
+    )
+    model = read_run(train(asked).run).load_model()
+    old, new = source.encoder.features[1].state_dict(), model.encoder.features[1].state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert not torch.equal(
+        source.encoder.features[4].conv[2].weight, model.encoder.features[4].conv[2].weight
+    )
+
+
+def test_data_without_one_class_is_refused_before_anything_is_written(surfaces, tmp_path):
+    lines = (surfaces / "samples.csv").read_text().splitlines()
+    only_good = [lines[0]] + [line for line in lines[1:] if ",0,val," in line or ",train," in line]
+    for name in ("images", "masks"):
+        (tmp_path / name).symlink_to(surfaces / name)
+    (tmp_path / "samples.csv").write_text("\n".join(only_good))
+    with pytest.raises(InputError, match="split val has only good samples"):
+        train(job(tmp_path, tmp_path / "out"))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_existing_run_is_not_overwritten(surfaces, run):
+    with pytest.raises(InputError, match="exists already"):
+        train(job(surfaces, run.run))
+
+
+def test_folding_batch_norm_changes_nothing(run):
+    model = read_run(run.run).load_model()
+    folded = fold_batch_norm(model)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    x = torch.rand(1, 1, 32, 32) * 2 - 1
+    with torch.no_grad():
+        for one, other in zip(model(x), folded(x)):
+            assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_torch_session_is_a_session(run):
+    spec = network_input(32, 32, 1)
+    session = TorchSession(read_run(run.run).load_model(), spec)
+    with pytest.raises(InputError):
+        session.run({"input": np.zeros((1, 1, 16, 16), np.float32)})
+    outputs = session.run({"input": np.zeros((1, 1, 32, 32), np.float32)})
+    assert outputs["defect"].shape == (1, 1) and outputs["mask"].shape == (1, 1, 8, 8)
+    session.close()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error"),
+    [
+        (lambda f: (f / "run.json").unlink(), ManifestError),
+        (lambda f: (f / "run.json").write_text("{"), ManifestError),
+        (lambda f: _edit(f, format="edgeqc-run/9"), FormatVersionError),
+        (lambda f: _edit(f, decision={}), ManifestError),
+        (lambda f: (f / "model.safetensors").unlink(), ArtifactError),
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+            ArtifactError,
+        ),
+        (lambda f: _edit(f, model={"name": "sample-centric", "size": "small", "channels": 1}), ArtifactError),
+    ],
+)
+def test_a_damaged_run_is_refused(run, tmp_path, break_it, error):
+    import shutil
+
+    copy = shutil.copytree(run.run, tmp_path / "copy")
+    break_it(copy)
+    with pytest.raises(error):
+        open_run(copy)
+    with pytest.raises(InputError, match="no RUN folder"):
+        open_run(tmp_path / "nowhere")
+
+
+def _edit(folder, **changes):
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | changes))
+
+
+def parse(verb, *arguments):
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser()
+    verb.configure(parser)
+    return parser.parse_args([str(a) for a in arguments])
+
+
+def test_the_verbs_train_and_evaluate(surfaces, tmp_path):
+    trained = train_verb.run(
+        parse(
+            train_verb,
+            "--data",
+            surfaces,
+            "--out",
+            tmp_path / "run",
+            "--size",
+            "nano",
+            "--input-size",
+            "32",
+            "--epochs",
+            1,
+            "--batch-size",
+            8,
+            "--from-scratch",
+            "--accelerator",
+            "cpu",
+            "--seed",
+            3,
+        )
+    )
+    assert trained.exit_code == 0 and trained.data["val"]["n"] > 0
+    outcome = evaluate_verb.run(parse(evaluate_verb, tmp_path / "run", "--data", surfaces, "--split", "val"))
+    assert outcome.data.keys() == {"n", "positives", "sample", "seg"}
+    assert outcome.data["sample"].keys() == {
+        "ap",
+        "auroc",
+        "recall",
+        "precision",
+        "f1",
+        "misses",
+        "false_alarms",
+        "threshold",
+    }
+    assert outcome.data["seg"].keys() == {"seg_miou", "seg_recall", "miou", "mpa", "n", "empty_positives"}
+    assert "AP" in outcome.text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--epochs", "0"),
+        ("--input-size", "250"),
+        ("--input-size", "x"),
+        ("--size", "huge"),
+        ("--time-limit-min", "-1"),
+    ],
+)
+def test_bad_usage_is_exit_code_2(surfaces, tmp_path, wrong):
+    with pytest.raises(SystemExit) as stop:
+        parse(train_verb, "--data", surfaces, "--out", tmp_path / "run", *wrong)
+    assert stop.value.code == 2
+
+
+def test_dice_is_zero_when_right_and_near_one_when_wrong():
+    target = torch.zeros(2, 1, 16, 16)
+    target[:, :, 4:12, 4:12] = 1
+    logits = (target * 2 - 1) * 50
+    logits[1] = -logits[1]
+    right, wrong = dice_loss(logits, target).tolist()
+    assert right < 0.01 and wrong > 0.98
+
+
+def test_masks_that_are_not_known_teach_nothing():
+    defect, mask = torch.zeros(2, 1), torch.randn(2, 1, 4, 4, requires_grad=True)
+    loss, parts = inspection_loss(
+        defect, mask, torch.ones(2), torch.zeros(2, 1, 16, 16), torch.tensor([1.0, 0.0]), LossConfig()
+    )
+    loss.backward()
+    assert mask.grad[0].abs().sum() > 0 and mask.grad[1].abs().sum() == 0
+    assert float(parts["sample"]) == pytest.approx(math.log(2), rel=1e-3)
