@@ -38,8 +38,8 @@ format=verity
 [image.model]
 filename={payload}
 """
-# `check-purpose`: only a certificate for code signing counts. `plain` bundles are refused: without a hash tree
-# their payload could change between check and use.
+# `check-purpose`: only a certificate for code signing counts. `plain` bundles are refused: without a hash
+# tree their payload could change between check and use.
 _CONFIG = """\
 [system]
 compatible=edgeqc

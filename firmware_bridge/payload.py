@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from edge.artifact import MANIFEST, Artifact
 from firmware_bridge.errors import FlashError
 
-MAX_FILES = 1000
+MAX_FILES = 200
 MAX_DEPTH = 8
 
 

@@ -175,7 +175,7 @@ class SlotStore:
             SlotError: the link was replaced by something else.
         """
         try:
-            name = os.readlink(self.active_link)  # noqa: PTH115 (Path.readlink resolves nothing either; the text counts)
+            name = str(self.active_link.readlink())
         except FileNotFoundError:
             return None
         except OSError as exc:
