@@ -34,17 +34,23 @@ def dequantize(values: npt.NDArray[Any], scale: float | None, zero_point: int | 
 
 
 @lru_cache(maxsize=64)
-def _bilinear(source: int, target: int) -> FloatArray:
-    """Half-pixel bilinear weights [target, source]."""
-    position = (np.arange(target) + 0.5) * source / target - 0.5
-    low = np.floor(position).astype(int)
-    fraction = position - low
-    matrix = np.zeros((target, source), np.float32)
-    rows = np.arange(target)
-    np.add.at(matrix, (rows, np.clip(low, 0, source - 1)), 1 - fraction)
-    np.add.at(matrix, (rows, np.clip(low + 1, 0, source - 1)), fraction)
-    matrix.setflags(write=False)
-    return matrix
+def _neighbours(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray]:
+    """Half-pixel bilinear: both neighbours of each output, and the upper one's weight."""
+    low, upper = np.divmod((2 * np.arange(target) + 1) * source - target, 2 * target)
+    weight = (upper / (2 * target)).astype(np.float32)
+    return np.clip(low, 0, source - 1), np.clip(low + 1, 0, source - 1), weight
+
+
+def _interpolate(values: FloatArray, target: int, start: int, stop: int) -> FloatArray:
+    """Outputs `start` to `stop` of `values` [source, ...] stretched (or sampled) to `target` rows.
+
+    Element by element, so the bytes are the same on every machine and for every part that is computed.
+    """
+    low, high, weight = (part[start:stop] for part in _neighbours(len(values), target))
+    weight = weight[:, None]
+    rows: FloatArray = values[low] * (1 - weight)
+    rows += values[high] * weight
+    return rows
 
 
 def mask_at(logits: FloatArray, threshold: float, height: int, width: int) -> BoolArray:
@@ -67,9 +73,9 @@ def mask_at(logits: FloatArray, threshold: float, height: int, width: int) -> Bo
         stop = min(int(np.ceil((int(cells[-1]) + 1.5) * target / size)) + 1, target)
         box.append((start, target if cells[-1] == size - 1 else stop))
     (top, bottom), (left, right) = box
-    vertical = _bilinear(logits.shape[0], height)[top:bottom]
-    horizontal = _bilinear(logits.shape[1], width)[left:right]
-    mask[top:bottom, left:right] = vertical @ logits @ horizontal.T >= threshold
+    rows = _interpolate(logits, height, top, bottom)
+    columns = _interpolate(np.ascontiguousarray(rows.T), width, left, right)
+    mask[top:bottom, left:right] = threshold <= columns.T
     return mask
 
 
