@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ FLIPS = {
     CORRECTED: ("#0b6fb8", "D"),
 }
 MANY = 2000  # beyond that many points a chart's points are drawn as pixels, the rest stays vectors
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edgeqc",
     "svg.fonttype": "none",
     "font.size": 10,
@@ -95,7 +95,7 @@ def shift_histogram(every: Sequence[Case]) -> str:
     edges = np.histogram_bin_edges(changes, bins=min(41, max(9, len(every) // 6)))
     if changes.min() == changes.max():
         edges = changes[0] + np.linspace(-0.5, 0.5, 10)
-    with _figure(5.0, 3.3) as (axes, finish):
+    with _figure(5.0, 4.7) as (axes, finish):
         groups, labels, colours = [], [], []
         for kind, colour in (("", "#9aa7b4"), *((kind, colour) for kind, (colour, _) in FLIPS.items())):
             values = [case.change for case in every if case.kind == kind]
@@ -105,6 +105,7 @@ def shift_histogram(every: Sequence[Case]) -> str:
                 colours.append(colour)
         axes.hist(groups, bins=edges, stacked=True, color=colours, label=labels, linewidth=0)
         axes.axvline(0, color=INK, linewidth=1)
+        axes.locator_params(axis="x", nbins=6)
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
@@ -120,7 +121,7 @@ def _limits(values: NDArray[Any]) -> tuple[float, float]:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+def _figure(width: float, height: float) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Axes on a new figure of that many inches, and the function that turns it into a `data:` URI."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

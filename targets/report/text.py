@@ -38,7 +38,8 @@ def where(ran_on: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """A number in the given format; `n/a` for what could not be measured."""
+    """A number in the given format, a zero without a sign; `n/a` for what could not be measured."""
     if value is None or math.isnan(value):
         return "n/a"
-    return format(value, form)
+    text = format(value, form)
+    return text.lstrip("+-") if float(text) == 0 else text
