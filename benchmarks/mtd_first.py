@@ -26,7 +26,12 @@ def edgeqc(work: Path, label: str, *words: object) -> tuple[int, Any]:
     if output.is_file():
         record = json.loads(output.read_text())
         return record["exit_code"], record["result"]
-    command = [str(Path(sys.executable).with_name("edgeqc")), *map(str, words), "--json", str(output) + ".new"]
+    command = [
+        str(Path(sys.executable).with_name("edgeqc")),
+        *map(str, words),
+        "--json",
+        str(output) + ".new",
+    ]
     print("$ edgeqc", *map(str, words), flush=True)
     start = time.monotonic()
     code = subprocess.run(command, check=False).returncode
@@ -62,7 +67,9 @@ def main() -> None:
                     f"encoder: {facts['training'].get('pretrained', {})}"))  # fmt: skip
     _, test = edgeqc(work, "evaluate", "evaluate", run, "--data", data, "--split", "test")
     sample, seg = test["sample"], test["seg"]
-    rows.append(row("test.ap", "sample AP, `test`, full precision", sample["ap"], "", ">= 0.91", sample["ap"] >= 0.91))
+    rows.append(
+        row("test.ap", "sample AP, `test`, full precision", sample["ap"], "", ">= 0.91", sample["ap"] >= 0.91)
+    )
     for key in ("auroc", "recall", "precision", "f1", "misses", "false_alarms"):
         rows.append(row(f"test.{key}", f"sample {key}, `test`, full precision", sample[key]))
     for key in ("seg_miou", "seg_recall", "miou", "mpa"):
@@ -71,7 +78,9 @@ def main() -> None:
     artifacts = []
     for target in TARGETS:
         out = work / "artifacts" / target
-        code, exported = edgeqc(work, f"export-{target}", "export", run, "--target", target, "--data", data, "--out", out)
+        code, exported = edgeqc(
+            work, f"export-{target}", "export", run, "--target", target, "--data", data, "--out", out
+        )
         artifacts.append(Path(exported["artifact"]))
         tried = "; ".join(
             f"{c['precision']}: {c['row']['flips']} flips of {c['row']['n']}, masks {c['row']['mask_agreement_iou']:.3f}"
@@ -79,7 +88,9 @@ def main() -> None:
         )
         rows.append(row(f"{target}.gate", f"{target}: precision that kept the budget on `val`",
                         exported["precision"] if code == 0 else "rejected", "", "flips <= 2 % of val", code == 0, tried))  # fmt: skip
-        rows.append(row(f"{target}.export", f"{target}: `edgeqc export`", elapsed_s(work, f"export-{target}"), "s"))
+        rows.append(
+            row(f"{target}.export", f"{target}: `edgeqc export`", elapsed_s(work, f"export-{target}"), "s")
+        )
     _, parity = edgeqc(work, "parity", "parity", *artifacts, "--reference", run, "--data", data, "--split", "test",
                        "--out", work / "parity")  # fmt: skip
     for target, artifact, result in zip(TARGETS, artifacts, parity["artifacts"]):
@@ -87,7 +98,17 @@ def main() -> None:
             str(result["ran_on"][key]) for key in ("sdk", "version", "device")
         )
         name = f"{target} {result['precision']}"
-        rows.append(row(f"{target}.flips", f"{name}: verdicts flipped on `test` of {result['n']}", result["flips"], "", None, None, note))
+        rows.append(
+            row(
+                f"{target}.flips",
+                f"{name}: verdicts flipped on `test` of {result['n']}",
+                result["flips"],
+                "",
+                None,
+                None,
+                note,
+            )
+        )
         rows.append(row(f"{target}.new_misses", f"{name}: new misses", result["new_misses"]))
         rows.append(row(f"{target}.masks", f"{name}: mask agreement", result["mask_agreement_iou"]))
         rows.append(row(f"{target}.seg_recall", f"{name}: Seg_Recall change", result["delta"]["seg_recall"]))
@@ -95,12 +116,27 @@ def main() -> None:
         for quantile in ("p50", "p99"):
             rows.append(row(f"{target}.latency_{quantile}", f"{name}: latency {quantile}, 256x256 frame",
                             bench["latency_ms"][quantile], "ms", None, None, note))  # fmt: skip
-        size_kib = sum(file.stat().st_size for file in artifact.glob("model*")) / 1024
-        rows.append(row(f"{target}.size", f"{name}: model size", size_kib, "KiB"))
+        rows.append(row(f"{target}.size", f"{name}: model size", bench["size_bytes"] / 1024, "KiB"))
         code, _ = edgeqc(work, f"selftest-{target}", "selftest", artifact, "--stand-in")
-        rows.append(row(f"{target}.selftest", f"{name}: self-test", "passed" if code == 0 else "failed", "", "passed", code == 0, note))
+        rows.append(
+            row(
+                f"{target}.selftest",
+                f"{name}: self-test",
+                "passed" if code == 0 else "failed",
+                "",
+                "passed",
+                code == 0,
+                note,
+            )
+        )
     for pair in parity["cross"]:
-        rows.append(row(f"cross.{pair['a']}.{pair['b']}", f"verdicts that differ, {pair['a']} against {pair['b']}", pair["flips"]))
+        rows.append(
+            row(
+                f"cross.{pair['a']}.{pair['b']}",
+                f"verdicts that differ, {pair['a']} against {pair['b']}",
+                pair["flips"],
+            )
+        )
     edgeqc(work, "run", "run", artifacts[0], data, "--limit", 40, "--sink", f"overlay:{work / 'overlays'}",
            "--sink", f"jsonl:{work / 'verdicts.jsonl'}")  # fmt: skip
     print(results_file.write("mtd-first", "make bench-mtd-first", [SEED], rows))

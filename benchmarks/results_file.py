@@ -17,7 +17,13 @@ ROOT = RESULTS.parent.parent
 
 
 def row(
-    id: str, what: str, value: Any, unit: str = "", bar: Any = None, passed: bool | None = None, note: str = ""
+    id: str,
+    what: str,
+    value: Any,
+    unit: str = "",
+    bar: Any = None,
+    passed: bool | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
     """One measured line. `passed` is True, False, or None for *not run* (or nothing to pass)."""
     return {"id": id, "what": what, "value": value, "unit": unit, "bar": bar, "passed": passed, "note": note}

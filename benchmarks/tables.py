@@ -14,7 +14,11 @@ README_ROWS = (
     "test.ap",
     "test.auroc",
     "test.seg_recall",
-    *(f"{t}.{k}" for t in ("openvino", "tensorrt", "edgetpu") for k in ("gate", "flips", "masks", "latency_p50")),
+    *(
+        f"{t}.{k}"
+        for t in ("openvino", "tensorrt", "edgetpu")
+        for k in ("gate", "flips", "masks", "latency_p50")
+    ),
 )
 
 
