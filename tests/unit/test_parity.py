@@ -229,15 +229,11 @@ def test_each_limit_is_checked_alone(reference, ours, samples, budget, broken):
 
 
 def test_a_limit_that_cannot_be_measured_is_broken():
-    row = {"n": 1, "flips": 0, "new_misses": 0, "mask_agreement_iou": None, "delta": {"f1": math.nan}}
-    assert (
-        "not measurable"
-        in Budget(min_mask_agreement=0.1).judge({**row, "delta": {"f1": 0, "seg_recall": 0}})[0]
-    )
-    assert (
-        "not measurable"
-        in Budget(max_f1_drop=0.1).judge({**row, "delta": {"f1": math.nan, "seg_recall": 0}})[0]
-    )
+    delta = {"f1": math.nan, "seg_recall": 0.0}
+    row = {"n": 1, "flips": 0, "new_misses": 0, "mask_agreement_iou": None, "delta": delta}
+    assert "not measurable" in Budget(min_mask_agreement=0.1).judge(row)[0]
+    assert "not measurable" in Budget(max_f1_drop=0.1).judge(row)[0]
+    assert Budget(max_seg_recall_drop=0.1).judge(row) == []
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,7 @@ def test_the_verdict_and_the_numbers_are_those_of_parity_json(case, tmp_path):
     assert "1 of 2 artifacts fails" in text
     failed = result["artifacts"][1]
     assert failed["reasons"][0] in text
-    assert (
-        "3 of 6 verdicts differ from full precision: 1 new misses, 1 new false alarms, 1 corrected." in text
-    )
+    assert "3 of 6 verdicts differ from full precision: 1 new miss, 1 new false alarm, 1 corrected." in text
     assert f"{failed['mask_agreement_iou']:.3f}" in text and "No verdict differs from full precision." in text
     assert text.count("stand-in, not verified on device") >= 2
     assert "openvino 1.0 CPU" in text and "ai_edge_litert 1.0 CPU" in text
@@ -241,14 +239,15 @@ def _chromium():
     pytest.skip("no Chromium on this machine")
 
 
-def _open_in_browser(path, folder, *options):
-    """Open a page headless; returns the DOM, the console's lines and the addresses that the page asked for."""
+def _open_in_browser(path, folder):
+    """Open a page headless; returns the DOM, the console's lines and what the page asked for."""
     netlog = folder / "netlog.json"
     command = [
         _chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
-        "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0",
-        f"--log-net-log={netlog}", "--virtual-time-budget=2000", *options, "--dump-dom", path.as_uri(),
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-extensions", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={folder / 'profile'}", f"--log-net-log={netlog}", "--enable-logging=stderr",
+        "--v=0", "--virtual-time-budget=2000", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
