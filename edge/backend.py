@@ -342,8 +342,8 @@ def _register(found: dict[str, Backend], module: Any) -> None:
     for value in vars(module).values():
         if (
             isinstance(value, type)
+            and value.__module__ == module.__name__  # first: on Python 3.9 `dict[str, X]` is a `type`, too
             and issubclass(value, Backend)
-            and value.__module__ == module.__name__
             and not getattr(value, "__abstractmethods__", None)
         ):
             found[value.name] = value()
