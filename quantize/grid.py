@@ -2,8 +2,8 @@
 
 Every tensor of the network lies on a symmetric int8 grid with zero point 0, the intersection of what
 OpenVINO, TensorRT (which refuses other zero points) and TFLite execute. Weights have one scale per output
-channel, biases stay float and go where the target wants them. TFLite's rules about equal scales hold: max pool,
-nearest upsampling and reshapes keep their input's scale. The input is fixed at scale 1/128, so that
+channel, biases stay float and go where the target wants them. TFLite's rules about equal scales hold:
+max pool, nearest upsampling and reshapes keep their input's scale. The input is fixed at scale 1/128, so that
 int8 = uint8 ^ 0x80.
 """
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from targets import edgetpu_compiler
+from targets import edgetpu_compiler, old_interpreter
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
 from targets.profile import Profile
 from targets.tflite_file import append_metadata, check_operations
@@ -34,6 +34,7 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     needed = needed_bytes(network, precision, path.stat().st_size)
     profile.refuse_larger(needed)
     facts["needed_bytes"] = needed
+    facts["old_interpreter"] = (old_interpreter.run(path) or {}).get("version")
     model, facts["compiler"] = _compile(path)
     about = {"name": network.name, "precision": precision, "input_encoding": "uint8 ^ 0x80", **network.facts}
     for file in {path, folder / model}:

@@ -1,0 +1,121 @@
+"""The network: names that foreign weights know, shapes, the gradient switch, and folding."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+from edge.errors import InputError  # noqa: E402
+from quantize.models import build, names  # noqa: E402
+from quantize.models.batch_norm import fold_batch_norm  # noqa: E402
+from quantize.models.sample_centric import _pool_chain  # noqa: E402
+
+
+def _network(**changes):
+    torch.manual_seed(0)
+    return build({"name": "sample-centric", "size": "nano", "channels": 1, **changes})
+
+
+def test_adding_a_file_registers_a_network():
+    assert names() == ["sample-centric"]
+
+
+def test_encoder_of_width_one_has_torchvisions_names_and_shapes():
+    state = build({"size": "small", "channels": 3}).encoder.state_dict()
+    # Read off torchvision.models.mobilenet_v2().
+    published = {
+        "features.0.0.weight": (32, 3, 3, 3),
+        "features.0.1.running_mean": (32,),
+        "features.1.conv.0.0.weight": (32, 1, 3, 3),
+        "features.1.conv.1.weight": (16, 32, 1, 1),
+        "features.1.conv.2.bias": (16,),
+        "features.2.conv.0.0.weight": (96, 16, 1, 1),
+        "features.2.conv.1.0.weight": (96, 1, 3, 3),
+        "features.2.conv.2.weight": (24, 96, 1, 1),
+        "features.7.conv.2.weight": (64, 192, 1, 1),
+        "features.13.conv.2.weight": (96, 576, 1, 1),
+        "features.13.conv.3.running_var": (96,),
+    }
+    assert {name: tuple(state[name].shape) for name in published} == published
+    assert not any(name.startswith("features.14.") for name in state)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(32, 32, 1), (48, 80, 3), (16, 16, 1)])
+def test_outputs_are_one_logit_and_a_mask_at_stride_4(height, width, channels):
+    with torch.no_grad():
+        defect, mask = _network(channels=channels).eval()(torch.zeros(2, channels, height, width))
+    assert defect.shape == (2, 1)
+    assert mask.shape == (2, 1, height // 4, width // 4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (12, 20), (64, 64), (17, 3), (1, 40)])
+def test_the_chain_of_max_pools_is_the_global_maximum(height, width):
+    x = torch.randn(2, 3, height, width)
+    highest = x
+    for window in _pool_chain(height, width):
+        highest = nn.functional.max_pool2d(highest, window)
+    assert torch.equal(highest, x.amax((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize(("share", "reaches"), [(0.0, False), (0.25, True), (1.0, True)])
+def test_the_sample_gradient_enters_the_encoder_by_its_share(share, reaches):
+    network = _network(sample_gradient=share).train()
+    network(torch.randn(4, 1, 32, 32))[0].sum().backward()
+    gradient = network.encoder.features[0][0].weight.grad
+    assert (gradient is not None and bool(gradient.any())) == reaches
+    assert network.sample.logit.weight.grad.any()
+
+
+def test_the_share_scales_the_gradient_and_nothing_else():
+    gradients, answers = [], []
+    for share in (1.0, 0.25):
+        network = _network(sample_gradient=share).train()
+        torch.manual_seed(1)
+        defect, _ = network(torch.randn(4, 1, 32, 32))
+        defect.sum().backward()
+        gradients.append(network.mask[1].weight.grad)
+        answers.append(defect.detach())
+    torch.testing.assert_close(answers[1], answers[0])
+    # The mask gets it once from its own pooling; what is shared is scaled exactly there.
+    torch.testing.assert_close(gradients[1], gradients[0] * 0.25)
+
+
+def test_folding_keeps_the_function_and_removes_every_batch_norm():
+    network = _network()
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(4, 1, 32, 32))
+    network.eval()
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        for before, after in zip(network(x), folded(x)):
+            torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
+def test_folding_refuses_a_batch_norm_without_its_convolution():
+    with pytest.raises(ValueError, match="no convolution before it"):
+        fold_batch_norm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)))
+    with pytest.raises(ValueError, match="outside of a Sequential"):
+        fold_batch_norm(nn.ModuleDict({"norm": nn.BatchNorm2d(2)}))
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"name": "resnet"}, "resnet"),
+        ({"size": "huge"}, "huge"),
+        ({"channels": 2}, "grey or RGB"),
+        ({"sample_gradient": 2}, "share"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_an_unknown_configuration_is_named(config, word):
+    with pytest.raises(InputError) as caught:
+        build(config)
+    assert word in str(caught.value)
