@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.errors import BackendUnavailableError, InputError
+from edge.errors import BackendUnavailableError, EdgeError, InputError
 from edge.preprocess import UInt8Array
 
 SUFFIXES = (".npy", ".pgm", ".ppm", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -36,7 +36,9 @@ def read_image(path: Path) -> UInt8Array:
             array = _read_netpbm(path.read_bytes())
         else:
             array = _read_with_pillow(path)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as exc:
+    except EdgeError:
+        raise
+    except Exception as exc:  # decoders raise a dozen kinds on damaged bytes
         raise InputError(f"{path} cannot be read as an image", got=f"{type(exc).__name__}: {exc}") from exc
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise InputError(
@@ -68,13 +70,10 @@ def _read_with_pillow(path: Path) -> UInt8Array:
             wanted="a .npy, .pgm or .ppm file, or Pillow",
             next_step='pip install "edgeqc[images]"',
         ) from exc
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("1", "P", "LA", "RGBA", "CMYK", "YCbCr"):
-                image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-            return np.array(image)
-    except Image.DecompressionBombError as exc:
-        raise ValueError(str(exc)) from exc
+    with Image.open(path) as image:
+        if image.mode in ("1", "P", "LA", "RGBA", "CMYK", "YCbCr"):
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        return np.array(image)
 
 
 def write_png(path: Path, image: UInt8Array) -> None:

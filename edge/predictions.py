@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.errors import FormatVersionError, InputError
+from edge.errors import EdgeError, FormatVersionError, InputError
 from edge.folders import jsonable, sha256, write_atomically
 from edge.images import read_image
 from edge.inspector import Inspector
@@ -109,7 +108,9 @@ class Predictions:
                     meta,
                 )
                 float(meta["threshold"])
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as exc:
+        except EdgeError:
+            raise
+        except Exception as exc:  # numpy and zipfile raise a dozen kinds on damaged bytes
             raise InputError(
                 f"{path} is not a readable prediction file",
                 got=f"{type(exc).__name__}: {exc}",

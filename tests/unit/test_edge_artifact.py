@@ -10,6 +10,15 @@ import tiny
 from edge.artifact import MANIFEST, Artifact, write_manifest
 from edge.errors import DigestMismatchError, FormatVersionError, ManifestError
 
+INPUT = {
+    "width": 32,
+    "height": 32,
+    "channels": 1,
+    "layout": "nchw",
+    "file_dtype": "uint8",
+    "encoding": "identity",
+}
+
 
 def rewrite(folder, **changes):
     """Change manifest fields the proper way, so that only the change itself is judged."""
@@ -52,9 +61,26 @@ def test_digest_covers_everything(make_artifact):
 
 @pytest.mark.parametrize(
     "field",
-    ["name", "version", "target", "backend", "profile", "precision", "model", "input", "outputs", "framing", "labels",
-     "decision", "mask_threshold", "calibration", "reference", "golden", "gate"],
-)  # fmt: skip
+    [
+        "name",
+        "version",
+        "target",
+        "backend",
+        "profile",
+        "precision",
+        "model",
+        "input",
+        "outputs",
+        "framing",
+        "labels",
+        "decision",
+        "mask_threshold",
+        "calibration",
+        "reference",
+        "golden",
+        "gate",
+    ],
+)
 def test_every_required_field_is_missed(make_artifact, field):
     folder = make_artifact("onnx")
     with pytest.raises(ManifestError, match=f"`{field}`"):
@@ -72,8 +98,8 @@ def test_every_required_field_is_missed(make_artifact, field):
         {"mask_threshold": True},
         {"mask_threshold": "0"},
         {"input": {"width": 32}},
-        {"input": {"width": "32", "height": 32, "channels": 1, "layout": "nchw", "file_dtype": "uint8", "encoding": "identity"}},
-        {"input": {"width": 32, "height": 32, "channels": 1, "layout": "nchw", "file_dtype": "int8", "encoding": "identity"}},
+        {"input": {**INPUT, "width": "32"}},
+        {"input": {**INPUT, "file_dtype": "int8"}},
         {"outputs": {"defect": {"name": "defect"}}},
         {"framing": {"mode": "crop"}},
         {"framing": {"mode": "tile", "overlap": "much"}},
@@ -83,7 +109,7 @@ def test_every_required_field_is_missed(make_artifact, field):
         {"model": "other.onnx"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_unusable_fields_are_named(make_artifact, changes):
     folder = make_artifact("onnx")
     with pytest.raises(ManifestError) as caught:
