@@ -8,6 +8,7 @@
 | `place`, after its first rename | inactive slot empty, its old folder in staging | old | puts it back |
 | `place`, after its second rename | new folder in the slot, no record of it: `untested` | old | replaces it |
 | `test` | the same; the record `ready` or `bad` at the end | old | replaces it |
+| `withdraw` (the device was missing) | slot empty, its old folder in staging | old | puts it back |
 | `activate` | link moved, record `ready` | **new** | makes the record `good` |
 | `finish` | record `good`, staging perhaps still there | new | removes staging |
 
@@ -34,7 +35,7 @@ from firmware_bridge import bundle as bundles
 from firmware_bridge import payload
 from firmware_bridge.errors import FlashError, SelfTestError, SlotError
 from firmware_bridge.selftest import FAIL, SelfTest, selftest
-from firmware_bridge.slots import BAD, GOOD, READY, UNTESTED, Slot, SlotStore
+from firmware_bridge.slots import BAD, GOOD, READY, Slot, SlotStore
 
 # The bundle, the tar that RAUC extracts, the unpacked files: each about as large as the bundle.
 SPACE_FACTOR = 3
@@ -102,7 +103,7 @@ def flash(
     Raises:
         InputError, SignatureError, FlashError, ArtifactError and its kinds: refused; no slot is touched.
         NotKeptError: the self-test failed; the old slot stays active.
-        BackendUnavailableError: SDK or device missing; the old slot stays active.
+        BackendUnavailableError: SDK or device missing; both slots are as before.
         SlotError: the store is busy or damaged.
     """
     if not bundle.is_file():
@@ -129,7 +130,13 @@ def flash(
         if store.compatible is None:
             store.create(content.compatible)
         store.place(artifact.path, slot.name)
-        return _keep_if_proven(store, slot, device, stand_in, prove)
+        try:
+            return _keep_if_proven(store, slot, device, stand_in, prove)
+        except (
+            BackendUnavailableError
+        ):  # nothing is wrong with either artifact: an accelerator is not plugged in
+            store.withdraw(slot.name)
+            raise
 
 
 def rollback(
@@ -237,15 +244,14 @@ def _keep_if_proven(store: SlotStore, slot: Slot, device: str | None, stand_in: 
     test = prove(store.folder(slot.name), device, stand_in)  # verifies the files first
     slot = replace(slot, stand_in=test.stand_in, reason="" if test.passed else test.reason)
     if not test.passed:
-        missing = all(check.state != FAIL for check in test.checks)
-        if slot.state != GOOD or not missing:  # an absent accelerator does not spoil a good slot
-            store.record(replace(slot, state=UNTESTED if missing else BAD))
-        if missing:
+        if all(check.state != FAIL for check in test.checks):
             raise BackendUnavailableError(
                 f"slot {slot.name} cannot be tested here, so it was not made active", got=test.reason,
                 next_step=next((check.advice for check in test.checks if check.advice), None),
             )  # fmt: skip
-        raise NotKeptError(replace(slot, state=BAD), before, test)
+        bad = replace(slot, state=BAD)
+        store.record(bad)
+        raise NotKeptError(bad, before, test)
     if slot.state != GOOD:
         store.record(replace(slot, state=READY))
     store.activate(slot.name)

@@ -236,6 +236,14 @@ class SlotStore:
         folder.rename(self.folder(name))
         sync(self.path)
 
+    def withdraw(self, name: str) -> None:
+        """Undo `place`, before anything was recorded: what was in the slot is there again."""
+        self.folder(name).rename(self.staging / f"withdrawn-{name}")
+        replaced = self.staging / f"replaced-{name}"
+        if replaced.exists():
+            replaced.rename(self.folder(name))
+        sync(self.path)
+
     def activate(self, name: str) -> None:
         """Make `name` the active slot: one rename of a link, then a flush."""
         link = self.path / _NEW_LINK

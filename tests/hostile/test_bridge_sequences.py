@@ -16,7 +16,7 @@ from firmware_bridge.slots import GOOD, SlotStore
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
-ACTIONS = st.sampled_from(["1", "2", "3", "fails", "refused", "other device", "rollback"])
+ACTIONS = st.sampled_from(["1", "2", "3", "fails", "absent", "refused", "other device", "rollback"])
 CUTS = st.one_of(st.none(), st.integers(1, 60))
 
 
@@ -41,6 +41,8 @@ def test_the_active_slot_is_always_whole_and_good(
                 version, behaviour, compatible, keyring = action, "ok", "camera", keys.authority
                 if action == "fails":
                     version, behaviour = "8", "wrong"
+                elif action == "absent":
+                    version, behaviour = "9", "no device"
                 elif action == "refused":
                     version, keyring = "1", strangers_keys.authority
                 elif action == "other device":
