@@ -27,7 +27,9 @@ interpreter.allocate_tensors()
 (source,) = interpreter.get_input_details()
 interpreter.set_tensor(source["index"], numpy.zeros(source["shape"], source["dtype"]))
 interpreter.invoke()
-outputs = {d["name"]: interpreter.get_tensor(d["index"]).ravel().tolist() for d in interpreter.get_output_details()}
+outputs = {}
+for d in interpreter.get_output_details():
+    outputs[d["name"]] = interpreter.get_tensor(d["index"]).ravel().tolist()
 print(json.dumps({"version": tflite_runtime.__version__, "outputs": outputs}))
 """
 

@@ -1,0 +1,470 @@
+"""The targets: what they write, what they refuse, and that one grid gives one answer on all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchao")
+onnx = pytest.importorskip("onnx")
+
+import targets  # noqa: E402
+from edge.artifact import write_manifest  # noqa: E402
+from edge.errors import InputError  # noqa: E402
+from edge.inspector import open_inspector  # noqa: E402
+from edge.preprocess import InputSpec, resize  # noqa: E402
+from quantize.models import build  # noqa: E402
+from targets import edgetpu, edgetpu_compiler, old_interpreter, onnx_graph  # noqa: E402
+from targets.errors import CompilerError, TargetError, UnsupportedOpError  # noqa: E402
+from targets.lowering import Network  # noqa: E402
+from targets.profile import load_profile, names  # noqa: E402
+from targets.tflite_file import check_operations, read, read_metadata, violations  # noqa: E402
+from targets.tflite_writer import pack, tflite  # noqa: E402
+
+HEIGHT, WIDTH = 32, 48
+INT8 = [("openvino", "int8"), ("edgetpu", "int8"), ("tensorrt", "int8"), ("onnx", "int8")]
+FLOAT = [(name, precision) for name in ("openvino", "tensorrt", "onnx") for precision in ("fp16", "fp32")]
+# Quantization steps between two runtimes on one grid: kernels round ties and requantize in their own ways.
+STEPS = 4
+
+
+def _network(channels=1, seed=0):
+    torch.manual_seed(seed)
+    model = build({"size": "nano", "channels": channels})
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (8, 8, 12, channels), np.uint8)
+    tiles = np.stack([resize(tile, HEIGHT, WIDTH) for tile in coarse]).reshape(8, HEIGHT, WIDTH, channels)
+    with torch.no_grad():
+        # Verdicts and masks that depend on the image, unlike those of fresh weights.
+        for last in (model.mask[-1], model.sample.logit):
+            last.weight.normal_(std=0.3)
+        model.train()
+        for _ in range(10):
+            model(torch.from_numpy(tiles).permute(0, 3, 1, 2).float().sub(128).div(128))
+    return Network(
+        model.eval(), InputSpec(WIDTH, HEIGHT, channels), tiles, "tiny", {"labels": "good defective"}
+    )
+
+
+@pytest.fixture(scope="module")
+def network():
+    return _network()
+
+
+@pytest.fixture(scope="module")
+def colour_network():
+    return _network(channels=3)
+
+
+def _lower(network, target, precision, folder, **changes):
+    module = targets.find_target(target)
+    profile = replace(load_profile(None, target), **changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    return module.lower(network, precision, folder, profile)
+
+
+def _needs(target):
+    package = {
+        "openvino": "openvino",
+        "edgetpu": "ai_edge_litert",
+        "tensorrt": "onnxruntime",
+        "onnx": "onnxruntime",
+    }
+    pytest.importorskip(package[target])
+
+
+def _inspector(folder, target, precision, lowered):
+    facts = {
+        "name": "tiny",
+        "version": "1",
+        "target": target,
+        "backend": targets.find_target(target).BACKEND,
+        "profile": load_profile(None, target).facts(),
+        "precision": precision,
+        "framing": {"mode": "exact"},
+        "labels": ["good", "defective"],
+        "decision": {"threshold": 0.0},
+        "mask_threshold": 0.0,
+        "calibration": None,
+        "reference": {},
+        "golden": None,
+        "gate": None,
+    }
+    write_manifest(folder, {**facts, **lowered.manifest()})
+    return open_inspector(folder, stand_in=lowered.stand_in is not None)
+
+
+def _reference(network):
+    """Scores of the quantized graph in torch."""
+    with torch.no_grad():
+        x = torch.from_numpy(network.tiles).permute(0, 3, 1, 2).float().sub(128).div(128)
+        return np.array([float(network.grid.folded(image[None])[0]) for image in x])
+
+
+def _answers(inspector, network):
+    frames = [tile[:, :, 0] if tile.shape[2] == 1 else tile for tile in network.tiles]
+    inspections = [inspector.inspect(frame) for frame in frames]
+    return np.array([i.score for i in inspections]), [i.mask for i in inspections]
+
+
+@pytest.mark.parametrize(("target", "precision"), INT8)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_grid_gives_one_answer_through_the_shipped_runtime(
+    target, precision, channels, tmp_path, request
+):
+    _needs(target)
+    network = request.getfixturevalue("network" if channels == 1 else "colour_network")
+    lowered = _lower(network, target, precision, tmp_path)
+    expected = _reference(network)
+    with _inspector(tmp_path, target, precision, lowered) as inspector:
+        scores, masks = _answers(inspector, network)
+    assert lowered.output_step and np.abs(scores - expected).max() <= STEPS * lowered.output_step
+    assert np.ptp(expected) > 2 * lowered.output_step, "the test's network answers the same to everything"
+    assert masks[0].shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(("target", "precision"), FLOAT)
+def test_float_precisions_agree_with_torch(target, precision, tmp_path, network):
+    _needs(target)
+    lowered = _lower(network, target, precision, tmp_path)
+    with torch.no_grad():
+        x = torch.from_numpy(network.tiles).permute(0, 3, 1, 2).float().sub(128).div(128)
+        expected = network.folded(x)[0][:, 0].numpy()
+    with _inspector(tmp_path, target, precision, lowered) as inspector:
+        scores, _ = _answers(inspector, network)
+    np.testing.assert_allclose(scores, expected, atol=2e-2 if precision == "fp16" else 1e-4)
+    assert lowered.output_step is None
+
+
+def test_lowering_twice_gives_the_same_bytes(tmp_path, network):
+    pytest.importorskip("ai_edge_litert")
+    for run, source in (("a", network), ("b", _network())):
+        for target in ("edgetpu", "onnx"):
+            _lower(source, target, "int8", tmp_path / run)
+    for name in ("model.tflite", "model.onnx"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+# OpenVINO
+
+
+def test_openvino_takes_bytes_and_says_what_it_is(tmp_path, network):
+    ov = pytest.importorskip("openvino")
+    _lower(network, "openvino", "int8", tmp_path)
+    model = ov.Core().read_model(tmp_path / "model.xml")
+    assert model.input().get_element_type() == ov.Type.u8
+    assert list(model.input().shape) == [1, 1, HEIGHT, WIDTH]
+    assert model.get_rt_info(["model_info", "labels"]).astype(str) == "good defective"
+    assert model.get_rt_info(["model_info", "resize_type"]).astype(str) == "standard"
+
+
+def test_openvino_fp16_halves_the_weights(tmp_path, network):
+    pytest.importorskip("openvino")
+    sizes = {}
+    for precision in ("fp16", "fp32"):
+        _lower(network, "openvino", precision, tmp_path / precision)
+        sizes[precision] = (tmp_path / precision / "model.bin").stat().st_size
+    assert 0.45 < sizes["fp16"] / sizes["fp32"] < 0.6
+
+
+# ONNX and TensorRT
+
+
+def test_onnx_has_only_zero_zero_points_and_speaks_the_profiles_opset(tmp_path, network):
+    lowered = _lower(network, "tensorrt", "int8", tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    onnx_graph.check(model, 18)
+    assert lowered.facts["onnx_opset"] == 18
+    assert {p.key: p.value for p in model.metadata_props}["labels"] == "good defective"
+    assert [i.name for i in model.graph.input] == ["input"]
+    assert [o.name for o in model.graph.output] == ["defect", "mask"]
+    assert b"site-packages" not in (tmp_path / "model.onnx").read_bytes()
+
+
+def test_another_zero_point_is_refused(network):
+    model = onnx_graph.onnx_model(network, "int8")
+    node = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
+    zero_point = next(t for t in model.graph.initializer if t.name == node.input[2])
+    zero_point.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), zero_point.name))
+    with pytest.raises(UnsupportedOpError, match="zero point"):
+        onnx_graph.check(model, 18)
+
+
+def test_an_operation_that_not_every_target_runs_is_refused(network):
+    model = onnx_graph.onnx_model(network, "fp32")
+    model.graph.node[0].op_type = "Einsum"
+    with pytest.raises(UnsupportedOpError, match="Einsum"):
+        onnx_graph.check(model, 18)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
+def test_nvidias_parser_and_builder_accept_the_file(precision, tmp_path, network):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    lowered = _lower(network, "tensorrt", precision, tmp_path)
+    assert lowered.facts["builder"]["checked_by"].startswith("TensorRT for RTX")
+    assert lowered.facts["builder"]["layers"] > 50
+
+
+def test_what_nvidias_parser_refuses_is_an_error_with_its_words(tmp_path, network):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    from targets import tensorrt
+
+    model = onnx_graph.onnx_model(network, "fp32")
+    model.graph.node[3].op_type = "NoSuchOperation"
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CompilerError, match="parser refuses") as caught:
+        tensorrt.build(tmp_path / "model.onnx")
+    assert "NoSuchOperation" in str(caught.value)
+
+
+# Edge TPU
+
+
+@pytest.fixture(scope="module")
+def tflite_bytes(network):
+    pytest.importorskip("ai_edge_litert")
+    return tflite(network.grid.folded, ["input"], ["defect", "mask"])
+
+
+def test_the_edge_tpu_file_is_int8_from_end_to_end(tmp_path, network):
+    pytest.importorskip("ai_edge_litert")
+    lowered = _lower(network, "edgetpu", "int8", tmp_path)
+    operations = check_operations(tmp_path / "model.tflite")
+    assert set(operations) == {
+        "ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "MEAN", "PAD", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR",
+    }  # fmt: skip
+    assert lowered.input.encoding == "xor80" and lowered.input.layout == "nhwc"
+    assert lowered.facts["compiler"]["compiled"] is False or edgetpu_compiler.find()
+    assert read_metadata(tmp_path / "model.tflite")["labels"] == "good defective"
+
+
+def _violations_after(payload, change):
+    model = read(payload)
+    assert violations(model) == []
+    change(model, model.subgraphs[0])
+    return violations(read(pack(model)))
+
+
+def _float_input(_model, graph):
+    graph.tensors[graph.inputs[0]].type = 0
+
+
+def _dequantize(model, _graph):
+    model.operatorCodes[0].builtinCode = model.operatorCodes[0].deprecatedBuiltinCode = 6
+
+
+def _newer(model, _graph):
+    model.operatorCodes[0].version = 9
+
+
+def _outside(model, _graph):
+    model.buffers[-1].offset, model.buffers[-1].size = 4096, 16
+    model.buffers[-1].data = None
+
+
+def _rescaling_pool(model, graph):
+    pool = next(o for o in graph.operators if model.operatorCodes[o.opcodeIndex].builtinCode == 17)
+    graph.tensors[pool.outputs[0]].quantization.scale = [0.5]
+
+
+def _no_scale(_model, graph):
+    graph.tensors[graph.operators[3].outputs[0]].quantization = None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_float_input, "input is FLOAT32"),
+        (_dequantize, "(DEQUANTIZE) is not one of"),
+        (_newer, "version 9, newer than"),
+        (_outside, "outside of the flatbuffer"),
+        (_rescaling_pool, "changes the scale"),
+        (_no_scale, "not quantized to int8"),
+    ],
+)
+def test_the_checker_names_each_violation(change, reason, tflite_bytes, tmp_path):
+    found = _violations_after(tflite_bytes, change)
+    assert any(reason in violation for violation in found), found
+
+
+def test_the_checker_refuses_what_is_no_tflite_file(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    (tmp_path / "model.tflite").write_bytes(b"not a flatbuffer")
+    with pytest.raises(UnsupportedOpError, match="no TFLite file"):
+        check_operations(tmp_path / "model.tflite")
+
+
+def test_constants_are_aligned_as_the_format_asks(tflite_bytes):
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(tflite_bytes)
+    for index in range(1, model.BuffersLength()):
+        buffer = model.Buffers(index)
+        vector = buffer._tab.Vector(buffer._tab.Offset(4))
+        assert vector % 16 == 0, index
+
+
+def test_it_runs_in_an_interpreter_of_the_compilers_age(tflite_bytes, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    (tmp_path / "model.tflite").write_bytes(tflite_bytes)
+    old = old_interpreter.run(tmp_path / "model.tflite")
+    if old is None:
+        pytest.skip(f"set {old_interpreter.VARIABLE} to a Python with an old tflite_runtime")
+    interpreter = Interpreter(model_path=str(tmp_path / "model.tflite"))
+    interpreter.allocate_tensors()
+    source = interpreter.get_input_details()[0]
+    interpreter.set_tensor(source["index"], np.zeros(source["shape"], np.int8))
+    interpreter.invoke()
+    for detail in interpreter.get_output_details():
+        new = interpreter.get_tensor(detail["index"]).ravel().astype(int)
+        # Not byte for byte: even one release's own reference and optimized kernels differ by 2 steps.
+        assert np.abs(new - np.array(old["outputs"][detail["name"]])).max() <= STEPS
+
+
+def test_a_named_old_interpreter_that_does_not_work_is_an_error(tflite_bytes, tmp_path, monkeypatch):
+    monkeypatch.setenv(old_interpreter.VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(CompilerError, match=old_interpreter.VARIABLE):
+        old_interpreter.run(tmp_path / "model.tflite")
+
+
+LOG = """Edge TPU Compiler version 16.0.384591198
+Input: model.tflite
+Output: model_edgetpu.tflite
+
+Operator                       Count      Status
+
+QUANTIZE                       1          Operation is otherwise supported, but not mapped due to some unspecified limitation
+CONV_2D                        41         Mapped to Edge TPU
+ADD                            2          More than one subgraph is not supported
+ADD                            13         Mapped to Edge TPU
+"""
+
+
+def test_the_compilers_log_is_read():
+    log = edgetpu_compiler.parse_log(LOG)
+    assert log.version == "16.0.384591198"
+    assert log.mapped == {"CONV_2D": 41, "ADD": 13}
+    assert log.unmapped["ADD"] == {"More than one subgraph is not supported": 2}
+    with pytest.raises(CompilerError, match="no log"):
+        edgetpu_compiler.parse_log("Internal compiler error. Aborting!")
+
+
+def test_the_ground_truths_logs_are_read():
+    from conftest import shared
+
+    truth = json.loads((shared("EDGEQC_GROUND_TRUTH", "edgetpu_ground_truth") / "expected.json").read_text())
+    logs = [entry for entry in truth if entry.get("compiler_log")]
+    assert logs
+    for entry in logs:
+        log = edgetpu_compiler.parse_log(entry["compiler_log"])
+        assert log.mapped == entry["on_edgetpu"]
+        assert {name: sum(reasons.values()) for name, reasons in log.unmapped.items()} == entry["on_cpu"]
+
+
+def _install_compiler(folder, monkeypatch, body):
+    program = folder / edgetpu_compiler.PROGRAM
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_where_the_compiler_is_installed_it_is_run(tmp_path, network, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    (tmp_path / "log.txt").write_text(LOG)
+    # Called as: edgetpu_compiler --show_operations --out_dir DIR FILE
+    _install_compiler(tmp_path, monkeypatch, f'cp "$4" "$3/model_edgetpu.tflite"; cat {tmp_path}/log.txt')
+    lowered = _lower(network, "edgetpu", "int8", tmp_path / "out")
+    assert lowered.model == "model_edgetpu.tflite"
+    assert lowered.stand_in["model"] == "model.tflite"
+    assert lowered.facts["compiler"]["on_edgetpu"] == {"CONV_2D": 41, "ADD": 13}
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["model.tflite", "model_edgetpu.tflite"]
+
+
+def test_a_compiler_that_refuses_the_file_is_an_error(tmp_path, network, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    _install_compiler(tmp_path, monkeypatch, "echo 'Internal compiler error. Aborting!' >&2; exit 1")
+    with pytest.raises(CompilerError, match="Aborting"):
+        _lower(network, "edgetpu", "int8", tmp_path / "out")
+
+
+# Targets and profiles
+
+
+def test_adding_a_file_registers_a_target():
+    assert targets.names() == ["edgetpu", "onnx", "openvino", "tensorrt"]
+    for name in ("lowering", "profile", "nothing", "../edge"):
+        with pytest.raises(InputError, match="no target"):
+            targets.find_target(name)
+
+
+def test_every_target_has_one_default_profile_whose_precisions_it_writes():
+    for name in targets.names():
+        profile = load_profile(None, name)
+        assert profile.precisions(targets.find_target(name)) == profile.order
+    for name in names():
+        assert load_profile(name, _target_of(name)).name == name
+
+
+def _target_of(name):
+    return next(target for target in targets.names() if name in names(target))
+
+
+def test_a_device_that_reads_older_onnx_only_is_refused(tmp_path, network):
+    with pytest.raises(TargetError) as caught:
+        _lower(network, "tensorrt", "int8", tmp_path, max_onnx_opset=17)
+    assert "opset 17" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["openvino", "edgetpu", "tensorrt", "onnx"])
+def test_a_device_with_too_little_memory_is_refused(target, tmp_path, network):
+    _needs(target)
+    with pytest.raises(TargetError, match="memory"):
+        _lower(network, target, "int8", tmp_path, memory_bytes=100_000)
+
+
+def test_a_precision_that_the_target_does_not_write_is_refused(tmp_path, network):
+    with pytest.raises(TargetError, match="fp32"):
+        _lower(network, "edgetpu", "fp32", tmp_path)
+
+
+PROFILE = (
+    'device = "x"\ntarget = "onnx"\nsdk = "y"\nmax_onnx_opset = 18\npython = "{}"\nprecisions = ["fp32"]\n'
+)
+
+
+def test_a_profile_of_ones_own_is_a_file(tmp_path):
+    (tmp_path / "mine.toml").write_text(PROFILE.format("3.12"))
+    profile = load_profile(str(tmp_path / "mine.toml"), "onnx")
+    assert profile.name == "mine" and profile.order == ("fp32",) and profile.memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (PROFILE.format("3.7"), "Python 3.7"),
+        (PROFILE.format("3.12") + "colour = 1\n", "colour"),
+        ('device = "x"\n', "target"),
+        ("= =", "TOML"),
+    ],
+)
+def test_an_unusable_profile_is_named(text, word, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_profile(str(tmp_path / "mine.toml"), "onnx")
+    assert word in str(caught.value)
+
+
+def test_an_unknown_profile_or_one_of_another_target_is_refused():
+    with pytest.raises(InputError, match="no device profile"):
+        load_profile("toaster", "onnx")
+    with pytest.raises(InputError, match="not for target"):
+        load_profile("coral-usb", "onnx")
