@@ -57,8 +57,7 @@ def _configure_run(parser: ArgumentParser) -> None:
 def _run(options: Namespace) -> Outcome:
     """Inspect pictures. One that cannot be read gets a line with `error`, the rest goes on; exit code 2."""
     from edge.errors import InputError
-    from edge.images import read_image
-    from edge.inspector import open_inspector
+    from edge.inspector import inspect_file, open_inspector
     from edge.sinks import STANDARD_OUTPUT, check_sink, failure, open_sink, record
     from edge.sources import find_pictures
 
@@ -84,8 +83,7 @@ def _run(options: Namespace) -> Outcome:
         sinks = [stack.enter_context(open_sink(uri)) for uri in uris]
         for picture in pictures:
             try:
-                frame = read_image(picture.path)
-                inspection = inspector.inspect(frame)
+                frame, inspection = inspect_file(inspector, picture.path)
             except InputError as error:
                 failures.append(error)
                 if len(failures) == len(pictures):

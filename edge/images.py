@@ -40,7 +40,12 @@ def read_image(path: Path) -> UInt8Array:
         raise
     except Exception as exc:  # decoders raise a dozen kinds on damaged bytes
         raise InputError(f"{path} cannot be read as an image", got=f"{type(exc).__name__}: {exc}") from exc
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or not array.size
+        or array.shape[2:] not in ((), (3,))
+    ):
         raise InputError(
             f"{path} is not an 8-bit grey or RGB image",
             wanted="uint8, HxW or HxWx3",

@@ -16,6 +16,7 @@ from edge import postprocess, preprocess
 from edge.artifact import MANIFEST, Artifact, Decision
 from edge.backend import Session, entry_points, find_backend
 from edge.errors import IncompatibleArtifactError, InferenceError, InputError
+from edge.images import read_image
 from edge.preprocess import BoolArray, Framing, InputSpec
 
 OPENER_GROUP = "edgeqc.openers"
@@ -148,6 +149,17 @@ class Inspector:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def inspect_file(inspector: Inspector, path: Path) -> tuple[preprocess.UInt8Array, Inspection]:
+    """Read an image file and inspect it; an InputError names the file."""
+    frame = read_image(path)
+    try:
+        return frame, inspector.inspect(frame)
+    except InputError as exc:
+        raise InputError(
+            f"{path}: {exc.what}", wanted=exc.wanted, got=exc.got, next_step=exc.next_step
+        ) from exc
 
 
 def open_inspector(

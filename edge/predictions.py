@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from edge.errors import EdgeError, FormatVersionError, InputError
 from edge.folders import jsonable, sha256, write_atomically
-from edge.images import read_image
-from edge.inspector import Inspector
+from edge.inspector import Inspector, inspect_file
 from edge.preprocess import BoolArray
 from edge.progress import progress
 from edge.samples import Sample
@@ -145,7 +144,7 @@ def predict(inspector: Inspector, samples: list[Sample], *, what: str = "predict
     """Run `inspector` over the image files of `samples`, through the very path a camera frame takes."""
     scores, masks, digests, latencies = [], [], [], []
     for sample in progress(samples, what):
-        inspection = inspector.inspect(read_image(sample.image))
+        _, inspection = inspect_file(inspector, sample.image)
         scores.append(inspection.score)
         masks.append(inspection.mask)
         digests.append(sha256(sample.image))

@@ -28,8 +28,7 @@ def weights(source: int, target: int) -> list[dict[int, Fraction]]:
         return [
             {
                 j: (min((i + 1) * size, j + 1) - max(i * size, j)) / size
-                for j in range(source)
-                if min((i + 1) * size, j + 1) > max(i * size, j)
+                for j in range(int(i * size), -int(-(i + 1) * size // 1))
             }
             for i in range(target)
         ]
