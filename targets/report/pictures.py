@@ -33,20 +33,13 @@ def outline(mask: NDArray[np.bool_]) -> str:
     from contourpy import contour_generator
 
     height, width = display_size(*mask.shape)
-    shares = resize(mask.astype(np.uint8) * np.uint8(255), height, width)
-    # The average of a few set pixels may round to 0; the exact question is whether any is set.
-    inside = (shares > 0) | _any_below(mask, height, width)
+    inside = np.zeros((height, width), bool)
+    rows, columns = np.nonzero(mask)
+    inside[rows * height // mask.shape[0], columns * width // mask.shape[1]] = True
     padded = np.pad(inside, 1).astype(np.float64)
     # contourpy puts a pixel's value at its centre, which lies half a pixel from the picture's edge.
     lines = contour_generator(z=padded).lines(0.5)
     return "".join(_path(np.asarray(line) - 0.5) for line in lines)
-
-
-def _any_below(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
-    found = np.zeros((height, width), bool)
-    rows, columns = np.nonzero(mask)
-    found[rows * height // mask.shape[0], columns * width // mask.shape[1]] = True
-    return found
 
 
 def _path(points: NDArray[np.float64]) -> str:
