@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
-from targets.onnx_graph import OPSET, onnx_model
+from targets.onnx_graph import NEWEST_OPSET, OLDEST_OPSET, onnx_model
 from targets.profile import Profile
 
 NAME = "onnx"
@@ -31,7 +31,7 @@ def write_onnx(
     Raises:
         TargetError: the device reads no opset that we write, or has too little memory.
     """
-    opset = profile.onnx_opset(OPSET, OPSET)
+    opset = profile.onnx_opset(OLDEST_OPSET, NEWEST_OPSET)
     payload = onnx_model(network, precision, opset).SerializeToString(deterministic=True)
     needed = needed_bytes(network, precision, len(payload))
     profile.refuse_larger(needed)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from quantize.quiet import quiet
 from targets.errors import UnsupportedOpError
 from targets.lowering import Network
+from targets.onnx_writer import NEWEST_OPSET, OLDEST_OPSET, write_graph
 
 if TYPE_CHECKING:
     import onnx
-    from torch import nn
 
-# The oldest opset that torch's exporter writes; nothing later has anything for networks like these.
-OPSET = 18
+__all__ = ["INPUT", "NEWEST_OPSET", "OLDEST_OPSET", "OUTPUTS", "check", "onnx_model"]
+
 INPUT = "input"
 OUTPUTS = ("defect", "mask")
 # Operations that OpenVINO, onnxruntime and TensorRT all run for our networks.
@@ -24,7 +23,7 @@ ALLOWED = {
 }  # fmt: skip
 
 
-def onnx_model(network: Network, precision: str, opset: int = OPSET) -> onnx.ModelProto:
+def onnx_model(network: Network, precision: str, opset: int = NEWEST_OPSET) -> onnx.ModelProto:
     """The network as ONNX, made once for each precision and opset.
 
     Input `input` float32 [1, C, H, W] in (p - 128) / 128; outputs `defect` and `mask`, float32 logits.
@@ -33,56 +32,33 @@ def onnx_model(network: Network, precision: str, opset: int = OPSET) -> onnx.Mod
         precision: `int8` (Q/DQ, all zero points 0), `fp16` (float16 inside) or `fp32`.
 
     Raises:
-        UnsupportedOpError: the exporter made an operation that not every target runs.
+        UnsupportedOpError: the network holds an operation that not every target runs.
     """
-    key = ("onnx", precision, opset)
-    if key not in network.made:
-        network.made[key] = _export(network, precision, opset)
     import onnx
 
+    key = ("onnx", precision, opset)
+    if key not in network.made:
+        module = network.grid.folded if precision == "int8" else _float_graph(network)
+        made = write_graph(module, opset, [INPUT], list(OUTPUTS), half=precision == "fp16")
+        check(made, opset)
+        made.graph.name = network.name
+        made.producer_name = "edgeqc"
+        facts = {"name": network.name, "precision": precision, "input_encoding": "(p - 128) / 128"}
+        onnx.helper.set_model_props(made, {**facts, **network.facts})
+        network.made[key] = made
     model = onnx.ModelProto()
     model.CopyFrom(network.made[key])
     return model
 
 
-def _export(network: Network, precision: str, opset: int) -> onnx.ModelProto:
+def _float_graph(network: Network) -> Any:
     import torch
 
-    module: Any = network.folded
-    if precision == "int8":
-        module = network.grid.folded
-    elif precision == "fp16":
-        module = _half(module)
-    with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(1, *network.shape),),
-            dynamo=True,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            verbose=False,
-        )
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    check(model, opset)
-    _describe(model, network, precision)
-    return model
-
-
-def _half(model: nn.Module) -> nn.Module:
-    """float32 in and out, float16 in between: what a strongly typed TensorRT network reads."""
-    import torch
-
-    class Half(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = copy.deepcopy(model).half()
-
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(output.float() for output in self.network(x.half()))
-
-    return Half().eval()
+    if "program" not in network.made:
+        with quiet(), torch.no_grad():
+            example = (torch.zeros(1, *network.shape),)
+            network.made["program"] = torch.export.export(network.folded, example).module()
+    return network.made["program"]
 
 
 def check(model: onnx.ModelProto, opset: int) -> None:
@@ -95,9 +71,7 @@ def check(model: onnx.ModelProto, opset: int) -> None:
 
     versions = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     if versions != {"ai.onnx": opset}:
-        raise UnsupportedOpError(
-            "the ONNX exporter did not obey the opset", wanted=f"ai.onnx {opset}", got=versions
-        )
+        raise UnsupportedOpError("the ONNX file has another opset", wanted=f"ai.onnx {opset}", got=versions)
     strange = sorted({node.op_type for node in model.graph.node} - ALLOWED)
     if strange:
         raise UnsupportedOpError(
@@ -105,36 +79,10 @@ def check(model: onnx.ModelProto, opset: int) -> None:
         )
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) == 3:
-            zero_point = constants.get(node.input[2])
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero_point = constants.get(node.input[2]) if len(node.input) == 3 else None
             if zero_point is None or onnx.numpy_helper.to_array(zero_point).any():
                 raise UnsupportedOpError(
                     f"{node.op_type} {node.name} has a zero point that is not 0",
                     wanted="the symmetric grid, the only one that TensorRT reads",
                 )
-
-
-def _describe(model: onnx.ModelProto, network: Network, precision: str) -> None:
-    import onnx
-
-    model.producer_name, model.producer_version = "edgeqc", ""
-    # Exporters leave source paths and traces of this machine in the nodes.
-    for part in (
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.value_info,
-        *model.graph.initializer,
-    ):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    model.graph.ClearField("metadata_props")
-    model.graph.name = network.name
-    del model.metadata_props[:]
-    facts = {
-        "name": network.name,
-        "precision": precision,
-        "input_encoding": "(p - 128) / 128",
-        **network.facts,
-    }
-    onnx.helper.set_model_props(model, facts)

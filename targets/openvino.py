@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
-from targets.onnx_graph import INPUT, OPSET, onnx_model
+from targets.onnx_graph import INPUT, onnx_model
 from targets.profile import Profile
 
 NAME = "openvino"
@@ -26,7 +26,7 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     import openvino as ov
 
     check_precision(precision, sys.modules[__name__])
-    graph = onnx_model(network, "int8" if precision == "int8" else "fp32", OPSET)
+    graph = onnx_model(network, "int8" if precision == "int8" else "fp32")
     model = ov.Core().read_model(graph.SerializeToString())
     model = _take_frames(ov, model)
     model.set_friendly_name(network.name)

@@ -1,0 +1,229 @@
+"""From a graph of torch's exporter straight to ONNX, at the opset that the device reads.
+
+torch's own exporter starts at opset 18 and takes seconds; the networks have a dozen operations. Float graphs
+and quantized ones (explicit Q/DQ) go the same way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from targets.errors import UnsupportedOpError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import fx
+
+# Oldest: Q/DQ with a scale for each channel. Newest: what nothing later improves for these networks.
+OLDEST_OPSET, NEWEST_OPSET = 13, 18
+_IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8}
+
+
+def write_graph(
+    module: fx.GraphModule, opset: int, inputs: list[str], outputs: list[str], *, half: bool = False
+) -> onnx.ModelProto:
+    """Write a float graph, or `CalibratedGrid.folded`, as ONNX.
+
+    Args:
+        inputs, outputs: names for the file's tensors, in the graph's order; always float32.
+        half: float16 in between.
+
+    Raises:
+        UnsupportedOpError: an operation, or a form of it, that has no counterpart here.
+    """
+    return _Writer(module, opset, half).write(inputs, outputs)
+
+
+class _Writer:
+    def __init__(self, module: fx.GraphModule, opset: int, half: bool) -> None:
+        import torch
+
+        self.module, self.opset, self.half = module, opset, half
+        self.nodes: list[Any] = []
+        self.constants: dict[str, npt.NDArray[Any]] = {}
+        self.names: dict[fx.Node, str] = {}
+        aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+        self.handlers: dict[Any, Any] = {
+            decomposed.quantize_per_tensor.default: self._quantize,
+            decomposed.dequantize_per_tensor.default: self._dequantize,
+            decomposed.dequantize_per_channel.default: self._dequantize_channels,
+            aten.conv2d.default: self._convolution,
+            aten.add.Tensor: self._sum,
+            aten.add_.Tensor: self._sum,
+            aten.relu6.default: self._clip,
+            aten.hardtanh.default: self._clip,
+            aten.hardtanh_.default: self._clip,
+            aten.relu.default: self._relu,
+            aten.relu_.default: self._relu,
+            aten.mean.dim: self._mean,
+            aten.max_pool2d.default: self._max_pool,
+            aten.upsample_nearest2d.vec: self._upsampling,
+            aten.view.default: self._reshape,
+            aten.reshape.default: self._reshape,
+            aten.flatten.using_ints: self._reshape,
+        }
+
+    def write(self, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+        from onnx import TensorProto, helper, numpy_helper
+
+        given, found = [], []
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                name = inputs[len(given)]
+                given.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, _shape(node)))
+                self.names[node] = (
+                    self._cast(name, f"{name}/half", TensorProto.FLOAT16) if self.half else name
+                )
+            elif node.op == "get_attr":
+                self._parameter(node)
+            elif node.op == "output":
+                for value, name in zip(node.args[0], outputs, strict=True):
+                    self._output(value, name)
+                    found.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, _shape(value)))
+            elif node.target in self.handlers:
+                self.names[node] = node.name
+                self.handlers[node.target](node)
+            elif node.users:
+                raise UnsupportedOpError(
+                    f"{node.target} has no ONNX counterpart here", got=node.format_node()
+                )
+        used = {name for node in self.nodes for name in node.input}
+        graph = helper.make_graph(
+            self.nodes,
+            "edgeqc",
+            given,
+            found,
+            [numpy_helper.from_array(value, name) for name, value in self.constants.items() if name in used],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
+        model.ir_version = _IR_VERSION[self.opset]
+        return model
+
+    def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
+
+    def _constant(self, name: str, value: npt.NDArray[Any]) -> str:
+        self.constants[name] = np.asarray(value, order="C")
+        return name
+
+    def _cast(self, source: str, output: str, kind: int) -> str:
+        self._node("Cast", [source], output, to=kind)
+        return output
+
+    def _parameter(self, node: fx.Node) -> None:
+        value: Any = self.module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        array = value.detach().cpu().numpy()
+        if self.half and array.dtype == np.float32:
+            array = array.astype(np.float16)
+        self.names[node] = self._constant(str(node.target), array)
+
+    def _output(self, value: fx.Node, name: str) -> None:
+        """Let the file's output have its name; its other readers keep the graph's own."""
+        from onnx import TensorProto
+
+        if self.half:
+            self._cast(self.names[value], name, TensorProto.FLOAT)
+            return
+        made = next(node for node in self.nodes if self.names[value] in node.output)
+        made.output[0] = name
+        for node in self.nodes:
+            for index, source in enumerate(node.input):
+                if source == self.names[value]:
+                    node.input[index] = name
+
+    def _quantize(self, node: fx.Node) -> None:
+        self._node("QuantizeLinear", [self.names[node.args[0]], *self._grid(node)], node.name)
+
+    def _dequantize(self, node: fx.Node) -> None:
+        self._node("DequantizeLinear", [self.names[node.args[0]], *self._grid(node)], node.name)
+
+    def _grid(self, node: fx.Node) -> tuple[str, str]:
+        """Names of the scale and zero point of `node`; the quantize and its dequantizes share theirs."""
+        scale, zero_point = np.float32(node.args[1]), np.int8(node.args[2])
+        name = f"scale/{scale!s}"
+        return self._constant(name, np.asarray(scale)), self._constant(
+            f"zero/{zero_point}", np.asarray(zero_point)
+        )
+
+    def _dequantize_channels(self, node: fx.Node) -> None:
+        values, scales, zero_points, axis, *_ = node.args
+        name = self.names[zero_points]
+        self.constants[name] = self.constants[name].astype(np.int8)
+        self.constants[self.names[scales]] = self.constants[self.names[scales]].astype(np.float32)
+        operands = [self.names[values], self.names[scales], name]
+        self._node("DequantizeLinear", operands, node.name, axis=axis)
+
+    def _convolution(self, node: fx.Node) -> None:
+        arguments = (*node.args, *(None, [1, 1], [0, 0], [1, 1], 1)[len(node.args) - 2 :])
+        source, weight, bias, stride, padding, dilation, groups = arguments
+        operands = [self.names[argument] for argument in (source, weight, bias) if argument is not None]
+        self._node(
+            "Conv",
+            operands,
+            node.name,
+            strides=list(stride),
+            pads=[*padding, *padding],
+            dilations=list(dilation),
+            group=groups,
+        )
+
+    def _sum(self, node: fx.Node) -> None:
+        self._node("Add", [self.names[node.args[0]], self.names[node.args[1]]], node.name)
+
+    def _clip(self, node: fx.Node) -> None:
+        low, high = node.args[1:3] if "hardtanh" in str(node.target) and len(node.args) > 1 else (0.0, 6.0)
+        kind = np.float16 if self.half else np.float32
+        bounds = [self._constant(f"clip/{value}", np.asarray(value, kind)) for value in (low, high)]
+        self._node("Clip", [self.names[node.args[0]], *bounds], node.name)
+
+    def _relu(self, node: fx.Node) -> None:
+        self._node("Relu", [self.names[node.args[0]]], node.name)
+
+    def _mean(self, node: fx.Node) -> None:
+        source, axes, *keep = node.args
+        flag = int(bool(keep and keep[0]))
+        axes = [axis % 4 for axis in axes]
+        if self.opset < 18:
+            self._node("ReduceMean", [self.names[source]], node.name, axes=axes, keepdims=flag)
+        else:
+            operands = [self.names[source], self._constant(f"axes/{axes}", np.asarray(axes, np.int64))]
+            self._node("ReduceMean", operands, node.name, keepdims=flag)
+
+    def _max_pool(self, node: fx.Node) -> None:
+        source, window, *rest = node.args
+        stride = rest[0] if rest and rest[0] else window
+        if len(rest) > 1:
+            raise UnsupportedOpError("a padded or dilated max pool", got=node.format_node())
+        self._node(
+            "MaxPool", [self.names[source]], node.name, kernel_shape=list(window), strides=list(stride)
+        )
+
+    def _upsampling(self, node: fx.Node) -> None:
+        before, after = _shape(node.args[0]), _shape(node)
+        factors = np.asarray([new / old for new, old in zip(after, before, strict=True)], np.float32)
+        self._node(
+            "Resize",
+            [self.names[node.args[0]], "", self._constant(f"factors/{factors.tolist()}", factors)],
+            node.name,
+            mode="nearest",
+            nearest_mode="floor",
+            coordinate_transformation_mode="asymmetric",
+        )
+
+    def _reshape(self, node: fx.Node) -> None:
+        shape = _shape(node)
+        operands = [self.names[node.args[0]], self._constant(f"shape/{shape}", np.asarray(shape, np.int64))]
+        self._node("Reshape", operands, node.name)
+
+
+def _shape(node: fx.Node) -> list[int]:
+    while "val" not in node.meta:  # Q and DQ were put in after the shapes were known
+        node = node.all_input_nodes[0]
+    return [int(size) for size in node.meta["val"].shape]
