@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,9 @@ def _configure_train(parser: ArgumentParser) -> None:
 
 
 def _run_train(options: Namespace) -> Outcome:
+    # Before torch loads OpenMP: threads that wait by spinning take the processor away from what they wait
+    # for as soon as the machine has anything else to do. This makes them sleep after some 30 microseconds.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from edge.errors import InputError
     from edge.preprocess import Framing
     from quantize.training.config import TrainingConfig

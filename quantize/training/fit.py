@@ -304,7 +304,8 @@ def _line(what: str, row: dict[str, float], schedule: _Schedule, state: Progress
         f"{what}: val AP {row['ap']:.3f}, Seg_mIoU {row['seg_miou']:.3f}, mask IoU {row['mask_iou']:.3f}"
         f"{' (best)' if state.best_epoch == state.epoch else ''}; loss verdict {row['loss_sample']:.3f}"
         f" mask {row['loss_mask_bce']:.3f} dice {row['loss_mask_dice']:.3f};"
-        f" {row['images_per_s']:.0f} images/s, {100 * row['data_share']:.0f} % of it waiting for data; {left_min:.1f} min left"
+        f" {row['images_per_s']:.0f} images/s, {100 * row['data_share']:.0f} % of it waiting for data;"
+        f" {left_min:.1f} min left"
     )
 
 
