@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.artifact import MANIFEST, Artifact
+from edge.artifact import MANIFEST, Artifact, read_manifest
 from edge.command import CHECK_FAILED, DONE, Outcome
 from edge.errors import BackendUnavailableError, InputError
 from edge.folders import new_folder, refuse_existing, sha256, write_json
@@ -36,12 +36,18 @@ FULL_PRECISION = "fp32"
 
 @dataclass(frozen=True)
 class Candidate:
-    """An artifact's predictions. `target` and `precision` are None where a prediction file does not say."""
+    """An artifact's predictions.
+
+    Attributes:
+        target, precision: None where a prediction file does not say.
+        rejected: why `export` rejected the artifact on its own split; empty when it did not, or is not known.
+    """
 
     name: str
     target: str | None
     precision: str | None
     predictions: Predictions
+    rejected: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,8 @@ def _row(
         },
     }
     reasons = budget.judge(row)
+    if candidate.rejected:  # one lucky split does not undo the gate
+        reasons.append(candidate.rejected)
     return {**row, "passed": not reasons, "reasons": reasons}
 
 
@@ -320,7 +328,7 @@ def run_parity(arguments: Namespace) -> Outcome:
     for name, path in zip(names(arguments.artifact), arguments.artifact):
         predictions = load_or_produce(path, samples)
         target, precision = predictions.meta.get("target"), predictions.meta.get("precision")
-        candidates.append(Candidate(name, target, precision, predictions))
+        candidates.append(Candidate(name, target, precision, predictions, _rejected(path)))
     result = {**compare(reference, candidates, samples, budget), "split": arguments.split}
     with new_folder(arguments.out) as folder:
         write_json(folder / "parity.json", result)
@@ -334,6 +342,16 @@ def run_parity(arguments: Namespace) -> Outcome:
     lines += [f"{row['name']} fails: {'; '.join(row['reasons'])}" for row in failed]
     lines.append(f"report: {arguments.out / 'report.html'}")
     return Outcome("\n".join(lines), result, CHECK_FAILED if failed else DONE)
+
+
+def _rejected(path: Path) -> str:
+    """What the gate of `export` said of the artifact at `path`, if it refused it."""
+    if not (path / MANIFEST).is_file():
+        return ""
+    gate = read_manifest(path)["gate"] or {}
+    if gate.get("passed") is not False:
+        return ""
+    return f"rejected by export on {gate.get('split')}: " + "; ".join(map(str, gate.get("reasons") or ()))
 
 
 def _check_full_precision(reference: Predictions, path: Path) -> None:

@@ -135,7 +135,7 @@ def _card(
             "uri": pictures.photograph(read_image(sample.image)),
             "height": height,
             "width": width,
-            "truth": pictures.outline(truth) if truth is not None else "",
+            "truth": pictures.outline(truth) if truth is not None else pictures.Outline(),
             "truth_known": truth is not None or not sample.defective,
         }
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from edge.images import png_bytes
 from edge.preprocess import UInt8Array, resize
 
 LONG_SIDE_PX = 220
+SMALL_PX = 9  # an outline up to this size gets a ring around it,
+FEW = 6  # unless there are so many outlines that rings would hide the picture
 
 
 def display_size(height: int, width: int) -> tuple[int, int]:
@@ -25,8 +28,21 @@ def photograph(frame: UInt8Array) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(small)).decode("ascii")
 
 
-def outline(mask: NDArray[np.bool_]) -> str:
-    """The outline of a mask (bool HxW) as the `d` of an SVG path in display pixels; empty for an empty mask.
+@dataclass(frozen=True)
+class Outline:
+    """What is drawn of a mask, in display pixels.
+
+    Attributes:
+        path: `d` of an SVG path around the mask; empty for an empty mask.
+        rings: centres (x, y) of outlines so small that a ring must point at them.
+    """
+
+    path: str = ""
+    rings: tuple[tuple[float, float], ...] = ()
+
+
+def outline(mask: NDArray[np.bool_]) -> Outline:
+    """Outline a mask (bool HxW).
 
     A display pixel is inside when any pixel below it is: made small, a thin scratch must not vanish.
     """
@@ -38,8 +54,13 @@ def outline(mask: NDArray[np.bool_]) -> str:
     inside[rows * height // mask.shape[0], columns * width // mask.shape[1]] = True
     padded = np.pad(inside, 1).astype(np.float64)
     # contourpy puts a pixel's value at its centre, which lies half a pixel from the picture's edge.
-    lines = contour_generator(z=padded).lines(0.5)
-    return "".join(_path(np.asarray(line) - 0.5) for line in lines)
+    lines = [np.asarray(line) - 0.5 for line in contour_generator(z=padded).lines(0.5)]
+    small = [line for line in lines if np.ptp(line, axis=0).max() <= SMALL_PX]
+    rings = [line.min(axis=0) + np.ptp(line, axis=0) / 2 for line in small]
+    return Outline(
+        "".join(map(_path, lines)),
+        tuple((float(x), float(y)) for x, y in rings) if len(lines) <= FEW else (),
+    )
 
 
 def _path(points: NDArray[np.float64]) -> str:

@@ -389,6 +389,23 @@ def test_the_verb_writes_everything_and_says_who_fails(files, capsys):
     assert row["mask_agreement_iou"] == written["artifacts"][1]["mask_agreement_iou"]
 
 
+def test_what_export_rejected_does_not_pass_on_another_split(make_artifact, tmp_path, capsys):
+    probe = find_backend("onnx").probe()
+    if not probe.usable:
+        pytest.skip(probe.reason)
+    samples = write_samples(tmp_path / "data", {"d.npy": np.ones((32, 32), bool), "g.npy": None})
+    gate = {"passed": False, "split": "val", "reasons": ["4 of 133 verdicts flipped (3.0%), allowed 2.0%"]}
+    artifact = make_artifact("onnx", gate=gate)
+    ours = load_or_produce(artifact, samples)
+    full = replace(ours, meta={**ours.meta, "target": None, "precision": "fp32"})
+    full.save(tmp_path / "full.npz")
+    words = ("--reference", tmp_path / "full.npz", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert _parity_command(artifact, *words, "--json") == 3
+    row = json.loads(capsys.readouterr().out)["artifacts"][0]
+    assert row["flips"] == 0 and row["passed"] is False
+    assert row["reasons"] == ["rejected by export on val: 4 of 133 verdicts flipped (3.0%), allowed 2.0%"]
+
+
 @pytest.mark.parametrize(
     "words",
     [

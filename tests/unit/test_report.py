@@ -23,7 +23,7 @@ pytest.importorskip("matplotlib")
 from targets.parity import Candidate, compare
 from targets.report import write_report
 from targets.report.cases import CORRECTED, NEW_FALSE_ALARM, NEW_MISS, Case, cases, worst
-from targets.report.pictures import display_size, outline, photograph
+from targets.report.pictures import Outline, display_size, outline, photograph
 
 WRITTEN = datetime(2026, 11, 21, 12, 0, tzinfo=timezone.utc)
 HOSTILE = "<img src=x onerror=alert(1)>&\"'{{ 7*7 }}$x_1$‮.npy"
@@ -214,19 +214,25 @@ def test_a_photograph_is_made_small_but_never_larger():
 
 
 def test_an_outline_runs_around_the_pixels():
-    assert outline(NONE) == ""
-    path = outline(mask("...../.##../.##../....."))
+    assert outline(NONE) == Outline("", ())
+    path = outline(mask("...../.##../.##../.....")).path
     numbers = np.array(re.findall(r"-?[\d.]+", path), float).reshape(-1, 2)
     # Columns 1 and 2, rows 1 and 2: half a pixel around their centres, corners cut.
     assert numbers.min(axis=0).tolist() == [1, 1] and numbers.max(axis=0).tolist() == [3, 3]
     assert path.startswith("M") and path.endswith("Z") and path.count("M") == 1
-    assert outline(mask("#..#/..../#..#")).count("M") == 4
+    assert outline(mask("#..#/..../#..#")).path.count("M") == 4
+
+
+def test_a_ring_points_at_what_is_small_and_rare():
+    assert outline(mask("...../.##../.##../.....")).rings == ((2.0, 2.0),)
+    assert outline(FULL).rings == ()
+    assert outline(np.kron(np.eye(8, dtype=bool), mask("#./.."))).rings == ()
 
 
 def test_one_pixel_of_a_large_mask_is_still_outlined():
     huge = np.zeros((2000, 3000), bool)
     huge[1234, 777] = True
-    assert outline(huge)
+    assert len(outline(huge).rings) == 1
 
 
 # In a browser
