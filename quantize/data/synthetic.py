@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-PHOTOGRAPHS_PER_PART = 3
+PHOTOGRAPHS_PER_PART = 2
 GOOD_SHARE = 0.75
-FAINT_SHARE = 0.06
+FAINT_SHARE = 0.04
 SPLIT_SHARES = (("train", 0.6), ("val", 0.2), ("test", 0.2))
 COLUMNS = ("image", "mask", "defective", "split", "group", "defect_type")
 
@@ -39,7 +39,7 @@ class Photograph:
 
 
 def write_surfaces(
-    folder: str | Path, *, count: int = 600, size: int = 128, seed: int = 0, channels: int = 1
+    folder: str | Path, *, count: int = 900, size: int = 128, seed: int = 0, channels: int = 1
 ) -> Path:
     """Write a native data set (``samples.csv``, ``images/``, ``masks/``) of ``count`` photographs.
 
@@ -152,8 +152,8 @@ def draw_part(defect_type: str, size: int, rng: np.random.Generator) -> Part:
         faint = rng.random() < FAINT_SHARE
         for _ in range(1 + int(rng.random() < 0.25)):
             shape = DEFECTS[defect_type](side, rng)
-            strength = rng.uniform(1.2, 1.8) if faint else rng.uniform(3.2, 6.0)
-            depth = max(strength * contrast, 0.04 if faint else 0.13)
+            strength = rng.uniform(1.2, 1.8) if faint else rng.uniform(3.8, 6.5)
+            depth = max(strength * contrast, 0.05 if faint else 0.16)
             surface = surface + depth * shape
             # What the eye would call the defect: where it stands out at half of its strength or more.
             mask |= np.abs(shape) >= 0.45
@@ -245,8 +245,8 @@ def pit(side: int, rng: np.random.Generator) -> Array:
 
 
 def stain(side: int, rng: np.random.Generator) -> Array:
-    """A soft-edged patch of irregular outline, darker than its surroundings."""
-    radius = min(side * 0.07 * (1 + rng.pareto(2.5)), side * 0.24)
+    """A dried spill: a patch of irregular outline, darker than its surroundings and darkest at its rim."""
+    radius = min(side * 0.06 * (1 + rng.pareto(2.5)), side * 0.17)
     centre_x, centre_y = _place(side, rng, margin=0.25)
     y, x = np.mgrid[0:side, 0:side].astype(float)
     angle = np.arctan2(y - centre_y, x - centre_x)
@@ -254,8 +254,9 @@ def stain(side: int, rng: np.random.Generator) -> Array:
     for wave in (2, 3, 5):
         outline += rng.normal(0, 0.22 / wave) * np.cos(wave * angle + rng.uniform(0, 2 * np.pi))
     r = np.hypot(x - centre_x, y - centre_y) / (radius * np.maximum(outline, 0.3))
-    edge = 1 / (1 + np.exp(np.clip((r - 1) * radius / 1.5, -40, 40)))
-    return np.asarray(-0.9 * edge)
+    inside = 1 / (1 + np.exp(np.clip((r - 1) * radius / 1.5, -40, 40)))
+    rim = 0.3 * np.exp(-(((r - 0.92) * radius / 2.0) ** 2))  # where it dried last it is darkest
+    return np.asarray(-0.85 * inside - rim)
 
 
 CAST_GRAIN = ((0.9, 1.0), (2.2, 0.9), (5.0, 0.5))
