@@ -187,6 +187,9 @@ def open_inspector(
         other, host = str(artifact.stand_in["backend"]), artifact.stand_in.get("device")
         if stand_in:
             name, device, replaced = other, device or host, True
+            # A file compiled for the accelerator runs nowhere else; the one beside it does.
+            file = artifact.stand_in.get("model", artifact.manifest["model"])
+            artifact = Artifact(path, {**artifact.manifest, "model": file})
         elif (backend or name, device) == (other, host):
             raise IncompatibleArtifactError(
                 f"{path} is for {artifact.target}; {other} on {host} is only its stand-in",

@@ -44,7 +44,8 @@ class RangeObserver(ObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         magnitude = x.detach().abs().flatten().float()
-        largest = float(magnitude.max())
+        highest = magnitude.max()
+        largest = float(highest)
         if not largest < float("inf"):  # NaN compares false
             raise QuantizeError("an activation is not finite on a calibration image", got=largest)
         while largest >= self.top:
@@ -52,8 +53,8 @@ class RangeObserver(ObserverBase):
             self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(BINS // 2)])
         self.counts += torch.histc(magnitude, BINS, 0.0, self.top)
         # Zero lies on every grid, and a ReLU's many zeros must not vote for fine steps.
-        self.counts[0] -= (magnitude == 0).sum()
-        self.largest = torch.maximum(self.largest, magnitude.max())
+        self.counts[0] -= magnitude.numel() - torch.count_nonzero(magnitude)
+        self.largest = torch.maximum(self.largest, highest)
         return x
 
     def range(self) -> float:

@@ -397,12 +397,19 @@ def test_where_the_compiler_is_installed_it_is_run(tmp_path, network, monkeypatc
     pytest.importorskip("ai_edge_litert")
     (tmp_path / "log.txt").write_text(LOG)
     # Called as: edgetpu_compiler --show_operations --out_dir DIR FILE
-    _install_compiler(tmp_path, monkeypatch, f'cp "$4" "$3/model_edgetpu.tflite"; cat {tmp_path}/log.txt')
+    compiled = '"$3/model_edgetpu.tflite"'
+    _install_compiler(
+        tmp_path,
+        monkeypatch,
+        f'cp "$4" {compiled}; printf edgetpu-custom-op >> {compiled}; cat {tmp_path}/log.txt',
+    )
     lowered = _lower(network, "edgetpu", "int8", tmp_path / "out")
     assert lowered.model == "model_edgetpu.tflite"
     assert lowered.stand_in["model"] == "model.tflite"
     assert lowered.facts["compiler"]["on_edgetpu"] == {"CONV_2D": 41, "ADD": 13}
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["model.tflite", "model_edgetpu.tflite"]
+    with _inspector(tmp_path / "out", "edgetpu", "int8", lowered) as inspector:  # the file beside it
+        assert inspector.session.ran_on.stand_in
 
 
 def test_a_compiler_that_refuses_the_file_is_an_error(tmp_path, network, monkeypatch):
