@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any
 
 from edge.backend import Probe, backends, find_backend, processor_family
+from edge.backends._edgetpu import GOOGLE_PYCORAL, OTHER_PYCORAL, installed_pycoral
 
 
 def examine(required: Sequence[str] = ()) -> dict[str, Any]:
@@ -83,18 +83,10 @@ def _own_version() -> str:
 
 
 def _wrong_pycoral() -> dict[str, str] | None:
-    """The package index's `pycoral` reads a coral-reef atlas; Google's PyCoral was never published there.
-
-    Known by its contents, without importing it: Google's has `utils/edgetpu.py`.
-    """
-    spec = util.find_spec("pycoral")
-    if spec is None:
-        return None
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    if any((folder / "utils" / "edgetpu.py").is_file() for folder in folders):
+    if installed_pycoral() != OTHER_PYCORAL:
         return None
     return {
-        "what": "the installed `pycoral` is not Google's PyCoral but a client for a coral-reef atlas; "
+        "what": f"the installed `pycoral` is not {GOOGLE_PYCORAL} but {OTHER_PYCORAL}; "
         "it has nothing to do with the Edge TPU",
         "fix": 'pip uninstall pycoral && pip install "edgeqc[litert]"',
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from importlib import util
+from pathlib import Path
 
 DELEGATE_LIBRARY = "libedgetpu.so.1"
 # Name of the one custom operation in a file that the Edge TPU compiler wrote.
@@ -11,6 +13,9 @@ INSTALL = (
     "plug the Edge TPU in and install its runtime: sudo apt-get install libedgetpu1-std "
     "(Coral's package source: https://coral.ai/software)"
 )
+
+
+GOOGLE_PYCORAL, OTHER_PYCORAL = "Google's PyCoral", "a client for a coral-reef atlas"
 
 
 class _Device(ctypes.Structure):
@@ -40,3 +45,17 @@ def edge_tpus() -> tuple[str, ...]:
     if devices:
         library.edgetpu_free_devices(devices)
     return tuple(f"edgetpu:{index}" for index in range(count.value))
+
+
+def installed_pycoral() -> str | None:
+    """Which `pycoral` is installed; None without one.
+
+    Google never published its PyCoral on the package index; the name there belongs to a coral-reef
+    atlas. Told apart by their contents, without importing either: Google's has `utils/edgetpu.py`.
+    """
+    spec = util.find_spec("pycoral")
+    if spec is None:
+        return None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    google = any((folder / "utils" / "edgetpu.py").is_file() for folder in folders)
+    return GOOGLE_PYCORAL if google else OTHER_PYCORAL

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import import_module, metadata
 from typing import Any
 
 import numpy.typing as npt
 
 from edge.artifact import Artifact
 from edge.backend import Backend, Probe, RanOn, Session, Tensors, TensorSpec, as_dtype, output_indices
-from edge.backends._edgetpu import CUSTOM_OP, DELEGATE_LIBRARY, INSTALL, edge_tpus
+from edge.backends._edgetpu import (
+    CUSTOM_OP,
+    DELEGATE_LIBRARY,
+    GOOGLE_PYCORAL,
+    INSTALL,
+    edge_tpus,
+    installed_pycoral,
+)
 from edge.errors import IncompatibleArtifactError, InputError
 
 _MAX_THREADS = 4
@@ -21,15 +29,23 @@ class LiteRt(Backend):
 
     name = "litert"
     extra = "litert"
-    # Google's PyCoral brings an interpreter where a device already has it. Not on PyPI: see `edge.doctor`.
-    sdk_modules = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "pycoral.utils.edgetpu")
+    sdk_modules = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+
+    def sdk(self) -> Any:
+        """The interpreter's module; Google's PyCoral brings one where a device already has that."""
+        try:
+            return super().sdk()
+        except ImportError:
+            if installed_pycoral() != GOOGLE_PYCORAL:
+                raise
+            return import_module("pycoral.utils.edgetpu").tflite
 
     def _probe(self) -> Probe:
-        sdk = _interpreter_module(self.sdk())
+        sdk = self.sdk()
         return Probe(True, "ready", _sdk_name(sdk), _sdk_version(sdk), ("cpu", *edge_tpus()))
 
     def _load(self, artifact: Artifact, device: str | None) -> Session:
-        sdk = _interpreter_module(self.sdk())
+        sdk = self.sdk()
         device = device or "cpu"
         delegates = []
         if device.startswith("edgetpu"):
@@ -117,18 +133,11 @@ def _spec(name: str, detail: Mapping[str, Any]) -> TensorSpec:
     )
 
 
-def _interpreter_module(sdk: Any) -> Any:
-    """PyCoral's `utils.edgetpu` has the interpreter as `tflite`; the other modules are it."""
-    return getattr(sdk, "tflite", sdk)
-
-
 def _sdk_name(sdk: Any) -> str:
     return str(sdk.__name__).split(".")[0].replace("_", "-")
 
 
 def _sdk_version(sdk: Any) -> str:
-    from importlib import import_module, metadata
-
     try:
         return metadata.version(_sdk_name(sdk))
     except metadata.PackageNotFoundError:  # a system package without metadata

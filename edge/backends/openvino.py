@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,21 @@ class OpenVino(Backend):
     name = "openvino"
     extra = "openvino"
     sdk_modules = ("openvino",)
+
+    def sdk(self) -> Any:
+        """Import OpenVINO without its telemetry.
+
+        `import openvino` reports itself to Intel's analytics from a forked process. A camera on a production
+        line calls nobody; OpenVINO has a stub of its own for when the telemetry package is not there.
+        """
+        if "openvino" in sys.modules or "openvino_telemetry" in sys.modules:
+            return super().sdk()
+        blocked: Any = None  # what makes Python say ModuleNotFoundError
+        sys.modules["openvino_telemetry"] = blocked
+        try:
+            return super().sdk()
+        finally:
+            del sys.modules["openvino_telemetry"]
 
     def _probe(self) -> Probe:
         ov = self.sdk()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -392,3 +393,22 @@ def test_every_sdk_error_is_translated(case, monkeypatch):
                 case.backend.load(artifact)
             assert isinstance(caught.value.__cause__, kind)
             assert kind.__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize("name", backends())
+def test_importing_the_sdk_calls_nobody(name):
+    """No process is forked and no connection opened by loading an SDK."""
+    backend = backends()[name]
+    if not backend.probe().usable:
+        pytest.skip(backend.probe().reason)
+    program = (
+        "import os, socket, sys\n"
+        "def refuse(*arguments, **options): os.write(2, b'CALLED OUT'); os._exit(9)\n"
+        "os.fork = socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from edge.backend import find_backend\n"
+        f"backend = find_backend({name!r}); backend.sdk(); print(backend.probe().usable)\n"
+        "import time; time.sleep(0.5)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "True" in result.stdout

@@ -225,7 +225,8 @@ def test_doctor_requires(capsys, monkeypatch):
 
 def pycoral(monkeypatch, folder) -> None:
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, "pycoral", raising=False)
+    monkeypatch.setitem(sys.modules, "pycoral", None)
+    monkeypatch.delitem(sys.modules, "pycoral")
 
 
 def test_doctor_knows_the_wrong_pycoral_by_its_contents(tmp_path, monkeypatch, capsys):
@@ -241,7 +242,7 @@ def test_doctor_knows_the_wrong_pycoral_by_its_contents(tmp_path, monkeypatch, c
 def test_doctor_says_nothing_of_google_s_pycoral(tmp_path, monkeypatch):
     (tmp_path / "pycoral" / "utils").mkdir(parents=True)
     (tmp_path / "pycoral" / "__init__.py").write_text("")
-    (tmp_path / "pycoral" / "utils" / "edgetpu.py").write_text("")
+    (tmp_path / "pycoral" / "utils" / "edgetpu.py").write_text("raise ImportError('no TPU here')")
     pycoral(monkeypatch, tmp_path)
     assert not [note for note in doctor.examine()["notes"] if "pycoral" in note["what"]]
 

@@ -73,22 +73,26 @@ def test_stand_in_is_never_implied(make_artifact):
         assert inspector.session.ran_on.device == "cpu"
 
 
-def test_google_s_pycoral_brings_its_interpreter(monkeypatch, make_artifact):
+def test_google_s_pycoral_brings_its_interpreter(monkeypatch, make_artifact, tmp_path):
     """A device where nothing but Google's PyCoral is installed."""
     backend = find_backend("litert")
     if not backend.probe().usable:
         pytest.skip("no LiteRT here")
-    from types import ModuleType
-
-    coral, utils, edgetpu = (
-        ModuleType("pycoral"),
-        ModuleType("pycoral.utils"),
-        ModuleType("pycoral.utils.edgetpu"),
-    )
-    edgetpu.tflite = backend.sdk()
-    for module in backend.sdk_modules[:2]:
+    monkeypatch.setitem(sys.modules, "the_interpreter", backend.sdk())
+    (tmp_path / "pycoral" / "utils").mkdir(parents=True)
+    (tmp_path / "pycoral" / "__init__.py").write_text("")
+    (tmp_path / "pycoral" / "utils" / "__init__.py").write_text("")
+    (tmp_path / "pycoral" / "utils" / "edgetpu.py").write_text("import the_interpreter as tflite")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in ("pycoral", "pycoral.utils", "pycoral.utils.edgetpu"):
+        forget(monkeypatch, module)
+    for module in backend.sdk_modules:
         monkeypatch.setitem(sys.modules, module, None)
-    for module in (coral, utils, edgetpu):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
     with open_inspector(make_artifact("litert")) as inspector:
         assert inspector.inspect(tiny.frame()).defective
+
+
+def forget(monkeypatch, module: str) -> None:
+    """Take a module out of `sys.modules`, before the test and after it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, module)

@@ -39,7 +39,7 @@ def test_import_contracts():
     [
         "import edge",
         "import edge.cli",
-        "import edge.commands, edge.bench, edge.doctor, edge.sinks, edge.sources, edge.golden, edge.predictions",
+        "import edge.commands, edge.bench, edge.doctor, edge.sinks, edge.golden, edge.predictions",
         "from edge.backend import backends; backends()",
     ],
 )
