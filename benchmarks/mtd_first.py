@@ -7,6 +7,7 @@ Writes benchmarks/results/mtd-first.json; images and weights stay in --work.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -57,89 +58,70 @@ def main() -> None:
     work, data = options.work, options.data
     (work / "json").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    row = results_file.row
+
+    def add(id: str, what: str, value: Any, **facts: Any) -> None:
+        rows.append(results_file.row(id, what, value, **facts))
 
     run = work / "run"
     edgeqc(work, "train", "train", "--data", data, "--out", run, "--seed", SEED)
-    facts = json.loads((run / "run.json").read_text())
+    training = json.loads((run / "run.json").read_text())["training"]
     minutes = elapsed_s(work, "train") / 60
-    rows.append(row("train.time", "`edgeqc train`, no flag but --data and --out", minutes, "min", "<= 20", minutes <= 20,
-                    f"encoder: {facts['training'].get('pretrained', {})}"))  # fmt: skip
+    what = "`edgeqc train`, no flag but --data, --out and --seed"
+    add("train.time", what, minutes, unit="min", bar="<= 20", passed=minutes <= 20, note=pretrained(training))
     _, test = edgeqc(work, "evaluate", "evaluate", run, "--data", data, "--split", "test")
     sample, seg = test["sample"], test["seg"]
-    rows.append(
-        row("test.ap", "sample AP, `test`, full precision", sample["ap"], "", ">= 0.91", sample["ap"] >= 0.91)
-    )
+    what = "sample AP, `test`, full precision"
+    add("test.ap", what, sample["ap"], bar=">= 0.91", passed=sample["ap"] >= 0.91)
     for key in ("auroc", "recall", "precision", "f1", "misses", "false_alarms"):
-        rows.append(row(f"test.{key}", f"sample {key}, `test`, full precision", sample[key]))
+        add(f"test.{key}", f"sample {key}, `test`, full precision", sample[key])
     for key in ("seg_miou", "seg_recall", "miou", "mpa"):
-        rows.append(row(f"test.{key}", f"{key}, `test`, full precision", seg[key]))
+        add(f"test.{key}", f"{key}, `test`, full precision", seg[key])
 
     artifacts = []
     for target in TARGETS:
-        out = work / "artifacts" / target
-        code, exported = edgeqc(
-            work, f"export-{target}", "export", run, "--target", target, "--data", data, "--out", out
-        )
+        label, out = f"export-{target}", work / "artifacts" / target
+        code, exported = edgeqc(work, label, "export", run, "--target", target, "--data", data, "--out", out)
         artifacts.append(Path(exported["artifact"]))
         tried = "; ".join(
-            f"{c['precision']}: {c['row']['flips']} flips of {c['row']['n']}, masks {c['row']['mask_agreement_iou']:.3f}"
+            f"{c['precision']}: {c['row']['flips']} flips of {c['row']['n']}, "
+            f"masks {c['row']['mask_agreement_iou']:.3f}"
             for c in exported["candidates"]
         )
-        rows.append(row(f"{target}.gate", f"{target}: precision that kept the budget on `val`",
-                        exported["precision"] if code == 0 else "rejected", "", "flips <= 2 % of val", code == 0, tried))  # fmt: skip
-        rows.append(
-            row(f"{target}.export", f"{target}: `edgeqc export`", elapsed_s(work, f"export-{target}"), "s")
-        )
-    _, parity = edgeqc(work, "parity", "parity", *artifacts, "--reference", run, "--data", data, "--split", "test",
-                       "--out", work / "parity")  # fmt: skip
+        what = f"{target}: precision that kept the budget on `val`"
+        kept = exported["precision"] if code == 0 else "rejected"
+        add(f"{target}.gate", what, kept, bar="flips <= 2 % of val", passed=code == 0, note=tried)
+        add(f"{target}.export", f"{target}: `edgeqc export`", elapsed_s(work, label), unit="s")
+
+    words = ("--reference", run, "--data", data, "--split", "test", "--out", work / "parity")
+    _, parity = edgeqc(work, "parity", "parity", *artifacts, *words)
     for target, artifact, result in zip(TARGETS, artifacts, parity["artifacts"]):
-        note = ("stand-in, not verified on device: " if result["stand_in"] else "") + " ".join(
-            str(result["ran_on"][key]) for key in ("sdk", "version", "device")
-        )
+        where = " ".join(str(result["ran_on"][key]) for key in ("sdk", "version", "device"))
+        note = f"stand-in, not verified on device: {where}" if result["stand_in"] else where
         name = f"{target} {result['precision']}"
-        rows.append(
-            row(
-                f"{target}.flips",
-                f"{name}: verdicts flipped on `test` of {result['n']}",
-                result["flips"],
-                "",
-                None,
-                None,
-                note,
-            )
-        )
-        rows.append(row(f"{target}.new_misses", f"{name}: new misses", result["new_misses"]))
-        rows.append(row(f"{target}.masks", f"{name}: mask agreement", result["mask_agreement_iou"]))
-        rows.append(row(f"{target}.seg_recall", f"{name}: Seg_Recall change", result["delta"]["seg_recall"]))
+        what = f"{name}: verdicts flipped on `test` of {result['n']}"
+        add(f"{target}.flips", what, result["flips"], note=note)
+        add(f"{target}.new_misses", f"{name}: new misses on `test`", result["new_misses"])
+        add(f"{target}.masks", f"{name}: mask agreement on `test`", result["mask_agreement_iou"])
+        add(f"{target}.seg_recall", f"{name}: Seg_Recall change on `test`", result["delta"]["seg_recall"])
         _, bench = edgeqc(work, f"bench-{target}", "bench", artifact, "--frame", "256x256", "--stand-in")
         for quantile in ("p50", "p99"):
-            rows.append(row(f"{target}.latency_{quantile}", f"{name}: latency {quantile}, 256x256 frame",
-                            bench["latency_ms"][quantile], "ms", None, None, note))  # fmt: skip
-        rows.append(row(f"{target}.size", f"{name}: model size", bench["size_bytes"] / 1024, "KiB"))
+            what = f"{name}: latency {quantile}, 256x256 frame"
+            add(f"{target}.latency_{quantile}", what, bench["latency_ms"][quantile], unit="ms", note=note)
+        add(f"{target}.size", f"{name}: model size", bench["size_bytes"] / 1024, unit="KiB")
         code, _ = edgeqc(work, f"selftest-{target}", "selftest", artifact, "--stand-in")
-        rows.append(
-            row(
-                f"{target}.selftest",
-                f"{name}: self-test",
-                "passed" if code == 0 else "failed",
-                "",
-                "passed",
-                code == 0,
-                note,
-            )
-        )
-    for pair in parity["cross"]:
-        rows.append(
-            row(
-                f"cross.{pair['a']}.{pair['b']}",
-                f"verdicts that differ, {pair['a']} against {pair['b']}",
-                pair["flips"],
-            )
-        )
-    edgeqc(work, "run", "run", artifacts[0], data, "--limit", 40, "--sink", f"overlay:{work / 'overlays'}",
-           "--sink", f"jsonl:{work / 'verdicts.jsonl'}")  # fmt: skip
+        said = "passed" if code == 0 else "failed"
+        add(f"{target}.selftest", f"{name}: self-test", said, bar="passed", passed=code == 0, note=note)
+    for (one, other), pair in zip(itertools.combinations(TARGETS, 2), parity["cross"]):
+        add(f"cross.{one}.{other}", f"verdicts that differ on `test`, {one} against {other}", pair["flips"])
+    sinks = ("--sink", f"overlay:{work / 'overlays'}", "--sink", f"jsonl:{work / 'verdicts.jsonl'}")
+    edgeqc(work, "run", "run", artifacts[0], data, "--limit", 40, *sinks)
     print(results_file.write("mtd-first", "make bench-mtd-first", [SEED], rows))
+
+
+def pretrained(training: dict[str, Any]) -> str:
+    """Where the encoder came from, without the path on this machine."""
+    said = str(training.get("pretrained", ""))
+    return said.replace(str(Path(said.split()[-1]).parent) + "/", "") if "/" in said else said
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from edge import cli
 from edge.command import CHECK_FAILED, DONE, MISSING, Outcome
 from edge.errors import InputError
-from targets import parity
+from targets.report import text
 
 TARGETS = ("openvino", "edgetpu", "tensorrt")
 SURFACES = 600
@@ -167,10 +167,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 f"{row['size_bytes'] / 1024:.0f}",
                 f"{row['latency_p50_ms']:.2f}",
                 f"{row['latency_p99_ms']:.2f}",
-                parity.where(row),
+                text.where(row),
                 f"{row['flips']} of {row['n']}",
-                parity.number(row["seg_recall_change"], "+.3f"),
-                parity.number(row["mask_agreement_iou"]),
+                text.number(row["seg_recall_change"], "+.3f"),
+                text.number(row["mask_agreement_iou"]),
                 "yes" if row["passed"] else "NO",
             )
         )

@@ -34,7 +34,18 @@ def exported(tmp_path_factory, data, run):
     said = {}
     for target in TARGETS:
         file = folder / f"{target}.json"
-        arguments = ["export", run, "--target", target, "--data", data, "--out", folder / target, "--calibration", 16]
+        arguments = [
+            "export",
+            run,
+            "--target",
+            target,
+            "--data",
+            data,
+            "--out",
+            folder / target,
+            "--calibration",
+            16,
+        ]
         code = cli.main([*map(str, arguments), "--json", str(file)])
         said[target] = code, json.loads(file.read_text())
     return folder, said
@@ -83,7 +94,18 @@ def test_parity_over_all_targets_writes_one_report(exported, data, run, tmp_path
     folder, _ = exported
     paths = [str(folder / target) for target in TARGETS]
     code = cli.main(
-        ["parity", *paths, "--reference", str(run), "--data", str(data), "--split", "test", "--out", str(tmp_path / "p")]
+        [
+            "parity",
+            *paths,
+            "--reference",
+            str(run),
+            "--data",
+            str(data),
+            "--split",
+            "test",
+            "--out",
+            str(tmp_path / "p"),
+        ]
     )
     assert code == 0
     result = json.loads((tmp_path / "p" / "parity.json").read_text())
@@ -140,7 +162,9 @@ def test_bad_input_is_one_message_exit_2_and_nothing_written(data, run, tmp_path
 
 def test_an_existing_artifact_is_not_overwritten(data, run, tmp_path, capsys):
     (tmp_path / "a").mkdir()
-    code = cli.main(["export", str(run), "--target", "onnx", "--data", str(data), "--out", str(tmp_path / "a")])
+    code = cli.main(
+        ["export", str(run), "--target", "onnx", "--data", str(data), "--out", str(tmp_path / "a")]
+    )
     assert code == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -152,6 +176,8 @@ def test_an_image_of_val_among_the_calibration_images_is_refused(run, tmp_path, 
     for sample in samples:
         if sample.split == "train" and not sample.defective:
             sample.image.write_bytes(val.image.read_bytes())
-    code = cli.main(["export", str(run), "--target", "onnx", "--data", str(data), "--out", str(tmp_path / "a")])
+    code = cli.main(
+        ["export", str(run), "--target", "onnx", "--data", str(data), "--out", str(tmp_path / "a")]
+    )
     assert code == 2
     assert "took part in calibration" in capsys.readouterr().err
