@@ -39,6 +39,7 @@ VARIABLE = "EDGEQC_PRETRAINED"
 PUBLISHED_URL = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
 DOWNLOAD_TIMEOUT_S = 5.0
 TORCHVISION_MEAN = (0.485, 0.456, 0.406)
+TORCHVISION_EPSILON = 1e-5
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 
 
@@ -214,6 +215,8 @@ def _load_state(pairs: list[ConvPair], state: dict[str, Tensor], path: Path) -> 
             weight = torch.from_numpy(converted)
             norm["running_mean"] = norm["running_mean"].double() - torch.from_numpy(offset)
         _copy(pair.conv.weight, weight, f"{pair.conv_name}.weight", path)
+        # Torchvision divides by sqrt(var + 1e-5), our norms by sqrt(var + their own epsilon).
+        norm["running_var"] = (norm["running_var"] + TORCHVISION_EPSILON - pair.norm.eps).clamp_min(0)
         for part, value in norm.items():
             _copy(getattr(pair.norm, part), value, f"{pair.norm_name}.{part}", path)
 
