@@ -18,7 +18,8 @@ import targets  # noqa: E402
 from edge.artifact import write_manifest  # noqa: E402
 from edge.errors import InputError  # noqa: E402
 from edge.inspector import open_inspector  # noqa: E402
-from edge.preprocess import InputSpec, resize  # noqa: E402
+from edge.postprocess import dequantize  # noqa: E402
+from edge.preprocess import InputSpec, encode, resize  # noqa: E402
 from quantize.models import build  # noqa: E402
 from targets import edgetpu_compiler, old_interpreter, onnx_graph  # noqa: E402
 from targets.errors import CompilerError, TargetError, UnsupportedOpError  # noqa: E402
@@ -30,8 +31,9 @@ from targets.tflite_writer import pack, tflite  # noqa: E402
 HEIGHT, WIDTH = 32, 48
 INT8 = [("openvino", "int8"), ("edgetpu", "int8"), ("tensorrt", "int8"), ("onnx", "int8")]
 FLOAT = [(name, precision) for name in ("openvino", "tensorrt", "onnx") for precision in ("fp16", "fp32")]
-# Quantization steps between two runtimes on one grid: kernels round ties and requantize in their own ways.
-STEPS = 4
+# Quantization steps between two runtimes on one grid: kernels round ties and requantize in their own ways. On
+# average below one step; single mask pixels, of some hundred, get farther through 60 layers.
+STEPS, FARTHEST_STEPS = 4, 12
 
 
 def _network(channels=1, seed=0):
@@ -39,14 +41,27 @@ def _network(channels=1, seed=0):
     model = build({"size": "nano", "channels": channels})
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (8, 8, 12, channels), np.uint8)
+    # Images as unlike as can be, from flat and dark to full contrast.
+    coarse = (coarse * np.linspace(0.05, 1, 8)[:, None, None, None]).astype(np.uint8)
     tiles = np.stack([resize(tile, HEIGHT, WIDTH) for tile in coarse]).reshape(8, HEIGHT, WIDTH, channels)
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float().sub(128).div(128)
+    bright = torch.nn.functional.avg_pool2d(x.mean(1, keepdim=True), 4)
+    # A few steps towards "where is it bright, and is it anywhere": answers that depend on the image.
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    model.train()
+    for _ in range(25):
+        defect, mask = model(x)
+        wanted = 20 * bright.mean((1, 2, 3))
+        loss = (defect[:, 0] - wanted).square().mean() + (mask - 8 * bright).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the statistics of exactly these images
     with torch.no_grad():
-        # Verdicts and masks that depend on the image, unlike those of fresh weights.
-        for last in (model.mask[-1], model.sample.logit):
-            last.weight.normal_(std=0.3)
-        model.train()
-        for _ in range(10):
-            model(torch.from_numpy(tiles).permute(0, 3, 1, 2).float().sub(128).div(128))
+        model(x)
     return Network(
         model.eval(), InputSpec(WIDTH, HEIGHT, channels), tiles, "tiny", {"labels": "good defective"}
     )
@@ -100,17 +115,28 @@ def _inspector(folder, target, precision, lowered):
     return open_inspector(folder, stand_in=lowered.stand_in is not None)
 
 
-def _reference(network):
-    """Scores of the quantized graph in torch."""
+def _expected(network, module):
+    """`defect` [T] and `mask` [T, h, w] of all tiles, in torch."""
     with torch.no_grad():
         x = torch.from_numpy(network.tiles).permute(0, 3, 1, 2).float().sub(128).div(128)
-        return np.array([float(network.grid.folded(image[None])[0]) for image in x])
+        pairs = [module(image[None]) for image in x]
+    return {
+        "defect": np.array([float(defect) for defect, _ in pairs]),
+        "mask": np.stack([mask.numpy()[0, 0] for _, mask in pairs]),
+    }
 
 
 def _answers(inspector, network):
-    frames = [tile[:, :, 0] if tile.shape[2] == 1 else tile for tile in network.tiles]
-    inspections = [inspector.inspect(frame) for frame in frames]
-    return np.array([i.score for i in inspections]), [i.mask for i in inspections]
+    """The same through the shipped runtime."""
+    session = inspector.session
+    specs = {output.name: output for output in session.outputs}
+    found = {"defect": [], "mask": []}
+    for tile in network.tiles:
+        outputs = session.run({session.inputs[0].name: encode(tile, inspector.input)})
+        for name, values in found.items():
+            values.append(np.array(dequantize(outputs[name], specs[name].scale, specs[name].zero_point)))
+    masks = np.stack(found["mask"]).reshape(len(network.tiles), HEIGHT // 4, WIDTH // 4)
+    return {"defect": np.array(found["defect"]).ravel(), "mask": masks}
 
 
 @pytest.mark.parametrize(("target", "precision"), INT8)
@@ -121,30 +147,34 @@ def test_one_grid_gives_one_answer_through_the_shipped_runtime(
     _needs(target)
     network = request.getfixturevalue("network" if channels == 1 else "colour_network")
     lowered = _lower(network, target, precision, tmp_path)
-    expected = _reference(network)
+    expected = _expected(network, network.grid.folded)
     with _inspector(tmp_path, target, precision, lowered) as inspector:
-        scores, masks = _answers(inspector, network)
-    assert lowered.output_step and np.abs(scores - expected).max() <= STEPS * lowered.output_step
-    assert np.ptp(expected) > 2 * lowered.output_step, "the test's network answers the same to everything"
-    assert masks[0].shape == (HEIGHT, WIDTH)
+        found = _answers(inspector, network)
+        assert inspector.inspect(network.tiles[0].squeeze()).mask.shape == (HEIGHT, WIDTH)
+    steps = dict(zip(("defect", "mask"), network.grid.output_scales(), strict=True))
+    assert lowered.output_step == steps["defect"]
+    for name, step in steps.items():
+        assert np.ptp(expected[name]) > 40 * step, "the test's network answers the same to everything"
+        away = np.abs(found[name] - expected[name]) / step
+        assert away.mean() < 1.5 and away.max() <= FARTHEST_STEPS
 
 
 @pytest.mark.parametrize(("target", "precision"), FLOAT)
 def test_float_precisions_agree_with_torch(target, precision, tmp_path, network):
     _needs(target)
     lowered = _lower(network, target, precision, tmp_path)
-    with torch.no_grad():
-        x = torch.from_numpy(network.tiles).permute(0, 3, 1, 2).float().sub(128).div(128)
-        expected = network.folded(x)[0][:, 0].numpy()
+    expected = _expected(network, network.folded)
     with _inspector(tmp_path, target, precision, lowered) as inspector:
-        scores, _ = _answers(inspector, network)
-    np.testing.assert_allclose(scores, expected, atol=2e-2 if precision == "fp16" else 1e-4)
+        found = _answers(inspector, network)
+    for name, values in expected.items():
+        away = np.abs(found[name] - values).max() / np.ptp(values)
+        assert away < (2e-2 if precision == "fp16" else 1e-5)
     assert lowered.output_step is None
 
 
 def test_lowering_twice_gives_the_same_bytes(tmp_path, network):
     pytest.importorskip("ai_edge_litert")
-    for run, source in (("a", network), ("b", _network())):
+    for run, source in (("a", network), ("b", replace(network, made={}))):
         for target in ("edgetpu", "onnx"):
             _lower(source, target, "int8", tmp_path / run)
     for name in ("model.tflite", "model.onnx"):
