@@ -187,8 +187,9 @@ class Backend(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.extra and not cls.install:
-            cls.install = f'pip install "edgeqc[{cls.extra}]"'
+        if not cls.install:
+            own = f"install the SDK of {getattr(cls, 'name', cls.__name__)}"
+            cls.install = f'pip install "edgeqc[{cls.extra}]"' if cls.extra else own
 
     def sdk(self) -> Any:
         """Import the SDK: the first of `sdk_modules` that is there.
@@ -265,7 +266,7 @@ class Backend(ABC):
             f"backend `{self.name}` is not usable here: {reason}"
             + (f" (extra `{self.extra}`)" if self.extra and fix is None else ""),
             got=got,
-            next_step=fix or self.install or None,
+            next_step=fix or self.install,
         )
 
 

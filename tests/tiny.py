@@ -58,6 +58,11 @@ def frame(kind: str = "defective", height: int = SIZE, width: int = SIZE) -> np.
     return pixels
 
 
+def noise(seed: int = 0, size: tuple[int, ...] = (SIZE, SIZE)) -> np.ndarray:
+    """Random pixels."""
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
 def write_artifact(folder: Path, target: str, *, with_golden: bool = False, **changes: Any) -> Path:
     """Write an artifact for `target`: openvino, edgetpu, litert (on the CPU), tensorrt or onnx.
 

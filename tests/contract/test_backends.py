@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import builtins
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,7 @@ import tiny
 
 from edge import Artifact, open_inspector
 from edge.artifact import write_manifest
-from edge.backend import Backend, Probe, Session, backends
+from edge.backend import Probe, backends
 from edge.errors import (
     BackendUnavailableError,
     EdgeError,
@@ -26,67 +24,6 @@ from edge.errors import (
     InputError,
 )
 from edge.folders import sha256
-
-# Backend, and the fixture that puts its hardware there where it is absent.
-CASES = [(name, None) for name in backends()] + [("litert", "fake_edgetpu"), ("tensorrt", "fake_tensorrt")]
-OTHER_FILE = {
-    "openvino": "model.tflite",
-    "litert": "model.onnx",
-    "onnx": "model.tflite",
-    "tensorrt": "model.tflite",
-}
-
-
-class Case:
-    """One backend with a small artifact for it."""
-
-    def __init__(self, backend: Backend, target: str, make, device: str | None):
-        self.backend, self.target, self.make, self.device = backend, target, make, device
-        self.path = make(target, **({"compiled": True} if target == "edgetpu" else {}))
-
-    def load(self, path=None) -> Session:
-        return self.backend.load(Artifact.open(path or self.path), self.device)
-
-    def feed(self, frame) -> dict:
-        from edge import preprocess
-
-        spec = Artifact.open(self.path).input
-        tiles, _ = preprocess.frame_to_tiles(frame, spec, preprocess.Framing("exact"))
-        return {self.load_inputs[0].name: preprocess.encode(tiles[0], spec)}
-
-    @property
-    def load_inputs(self):
-        with self.load() as session:
-            return session.inputs
-
-
-@pytest.fixture(params=CASES, ids=lambda case: case[0] + ("" if case[1] is None else "-" + case[1]))
-def case(request, make_artifact):
-    name, fake = request.param
-    if fake is not None:
-        if fake == "fake_tensorrt":
-            pytest.importorskip("onnxruntime", reason="the fake TensorRT runs on onnxruntime")
-        request.getfixturevalue(fake)
-    backend = backends()[name]
-    probe = backend.probe()
-    if not probe.usable:
-        reason = f"backend {name} is not usable here: {probe.reason}"
-        if name in request.config.getoption("--require-backend"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    if name not in OTHER_FILE:
-        pytest.skip(f"tests/tiny.py has no model for backend {name}")
-    return Case(
-        backend,
-        "edgetpu" if fake == "fake_edgetpu" else name,
-        make_artifact,
-        "edgetpu:0" if fake == "fake_edgetpu" else None,
-    )
-
-
-def random_frame(seed: int = 0, size=(tiny.SIZE, tiny.SIZE)) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
-
 
 # --- the backend
 
@@ -143,7 +80,7 @@ def test_artifact_of_another_backend_is_refused(name, make_artifact):
 
 def test_file_of_another_backend_is_refused(case):
     model = case.path / Artifact.open(case.path).manifest["model"]
-    model.write_bytes((tiny.FILES / OTHER_FILE[case.backend.name]).read_bytes())
+    model.write_bytes((tiny.FILES / case.other_file).read_bytes())
     write_manifest(case.path, Artifact.open(case.path, verify=False).manifest)
     with pytest.raises(IncompatibleArtifactError) as caught:
         case.load()
@@ -183,7 +120,7 @@ def test_unknown_device_is_refused(case, device):
 def test_outputs_are_defect_and_mask(case):
     with case.load() as session:
         assert [spec.name for spec in session.outputs] == ["defect", "mask"]
-        outputs = session.run(case.feed(random_frame()))
+        outputs = session.run(case.feed(tiny.noise()))
         assert set(outputs) == {"defect", "mask"}
         for spec in session.outputs:
             assert outputs[spec.name].shape == spec.shape
@@ -193,7 +130,7 @@ def test_outputs_are_defect_and_mask(case):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_numbers_are_the_network_s(case, seed):
-    frame = random_frame(seed)
+    frame = tiny.noise(seed)
     logit, mask = tiny.expected(frame)
     step = tiny.OUTPUT_SCALE if case.backend.name == "litert" else 1e-4
     with open_case(case) as inspector:
@@ -209,10 +146,10 @@ def open_case(case, **changes):
 
 
 def test_results_are_deterministic(case):
-    feed = case.feed(random_frame())
+    feed = case.feed(tiny.noise())
     with case.load() as session:
         first = {name: array.tobytes() for name, array in session.run(feed).items()}
-        session.run(case.feed(random_frame(1)))
+        session.run(case.feed(tiny.noise(1)))
         again = {name: array.tobytes() for name, array in session.run(feed).items()}
     assert first == again
 
@@ -230,7 +167,7 @@ def test_results_are_deterministic(case):
     ids=["dtype", "size", "rank", "strided", "list", "none"],
 )
 def test_wrong_feeds_are_refused(case, spoil):
-    feed = case.feed(random_frame())
+    feed = case.feed(tiny.noise())
     (name,) = feed
     with case.load() as session:
         with pytest.raises(InputError) as caught:
@@ -240,7 +177,7 @@ def test_wrong_feeds_are_refused(case, spoil):
 
 
 def test_missing_and_extra_feeds_are_refused(case):
-    feed = case.feed(random_frame())
+    feed = case.feed(tiny.noise())
     with case.load() as session:
         with pytest.raises(InputError):
             session.run({})
@@ -249,7 +186,7 @@ def test_missing_and_extra_feeds_are_refused(case):
 
 
 def test_the_caller_s_arrays_are_never_written(case):
-    frame = random_frame()
+    frame = tiny.noise()
     frame.setflags(write=False)
     before = frame.tobytes()
     with open_case(case) as inspector:
@@ -263,7 +200,7 @@ def test_the_caller_s_arrays_are_never_written(case):
 
 def test_close_is_idempotent_and_final(case):
     session = case.load()
-    feed = case.feed(random_frame())
+    feed = case.feed(tiny.noise())
     session.close()
     session.close()
     with pytest.raises(InferenceError, match="closed"):
@@ -278,7 +215,7 @@ def test_ran_on_says_where(case):
 
 
 def test_start_and_wait_are_run(case):
-    feed = case.feed(random_frame())
+    feed = case.feed(tiny.noise())
     with case.load() as session:
         once = {name: array.copy() for name, array in session.run(feed).items()}
         twice = session.wait(session.start(feed))
@@ -289,7 +226,7 @@ def test_start_and_wait_are_run(case):
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (31, 57), (480, 640), (1, 1), (32, 32, 3), (45, 70, 3)])
 def test_frames_of_any_size(case, size):
     with open_case(case) as inspector:
-        inspection = inspector.inspect(random_frame(size=size))
+        inspection = inspector.inspect(tiny.noise(size=size))
     assert inspection.mask.shape == size[:2]
     assert inspection.mask.dtype == bool
     assert inspection.verdict in ("good", "defective")
@@ -332,83 +269,6 @@ def test_loading_writes_nothing_into_the_working_directory(case, tmp_path, monke
     monkeypatch.chdir(here)
     before = {file.name: sha256(file) for file in case.path.iterdir()}
     with open_case(case) as inspector:
-        inspector.inspect(random_frame())
+        inspector.inspect(tiny.noise())
     assert list(here.iterdir()) == []
     assert {file.name: sha256(file) for file in case.path.iterdir()} == before
-
-
-# --- the errors
-
-
-def sdk_errors(backend: Backend) -> list[type[Exception]]:
-    """Every exception class that the SDK's loaded modules define, and Python's own."""
-    package = backend.sdk().__name__.split(".")[0]
-    found = {
-        value
-        for name, module in list(sys.modules.items())
-        if module is not None and name.split(".")[0] == package
-        for value in list(vars(module).values())
-        if isinstance(value, type)
-        and issubclass(value, Exception)
-        and value.__module__.split(".")[0] == package
-    }
-    own = [
-        ValueError,
-        RuntimeError,
-        TypeError,
-        OSError,
-        MemoryError,
-        KeyError,
-        AttributeError,
-        builtins.Exception,
-    ]
-    return [*sorted(found, key=str), *own]
-
-
-def raising(kind: type[Exception]):
-    def fail(*args, **kwargs):
-        try:
-            error = kind("from the SDK")
-        except TypeError:  # a constructor of its own
-            error = kind.__new__(kind)
-        raise error
-
-    return fail
-
-
-def test_every_sdk_error_is_translated(case, monkeypatch):
-    feed = case.feed(random_frame())
-    kinds = sdk_errors(case.backend)
-    for kind in kinds:
-        with case.load() as session:
-            monkeypatch.setattr(session, "_run", raising(kind))
-            with pytest.raises(InferenceError) as caught:
-                session.run(feed)
-            assert isinstance(caught.value.__cause__, kind)
-    artifact = Artifact.open(case.path)
-    for kind in kinds:
-        with monkeypatch.context() as patch:
-            patch.setattr(type(case.backend), "_load", raising(kind))
-            with pytest.raises(IncompatibleArtifactError) as caught:
-                case.backend.load(artifact)
-            assert isinstance(caught.value.__cause__, kind)
-            assert kind.__name__ in str(caught.value)
-
-
-@pytest.mark.parametrize("name", backends())
-def test_importing_the_sdk_calls_nobody(name):
-    """No process is forked and no connection opened by loading an SDK."""
-    backend = backends()[name]
-    if not backend.probe().usable:
-        pytest.skip(backend.probe().reason)
-    program = (
-        "import os, socket, sys\n"
-        "def refuse(*arguments, **options): os.write(2, b'CALLED OUT'); os._exit(9)\n"
-        "os.fork = socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from edge.backend import find_backend\n"
-        f"backend = find_backend({name!r}); backend.sdk(); print(backend.probe().usable)\n"
-        "import time; time.sleep(0.5)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "True" in result.stdout
