@@ -18,6 +18,7 @@ from edge.errors import InputError
 from edge.folders import jsonable, write_json
 
 STATE = "state.pt"
+NEW_STATE = "state.pt.new"
 SETTINGS = "settings.json"
 
 
@@ -33,13 +34,17 @@ class Checkpoint:
 
         Raises ``InputError`` if it is of another training: other data, other options.
         """
-        if not (self.folder / SETTINGS).is_file():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise InputError(f"{self.folder} is in the way and is no unfinished training of ours")
+        if not (self.folder / STATE).is_file():
+            if self.folder.exists() and {item.name for item in self.folder.iterdir()} - {SETTINGS, NEW_STATE}:
+                raise InputError(
+                    f"{self.folder} is in the way",
+                    wanted="an unfinished training, or no such folder",
+                    next_step="move it, or choose another --out",
+                )
             return False
         try:
             earlier = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise self._unusable(f"{SETTINGS}: {error}") from error
         if earlier != self.settings:
             raise InputError(
@@ -48,7 +53,17 @@ class Checkpoint:
                 got=_difference(earlier, self.settings, 1),
                 next_step=f"use the same options to resume it, or remove {self.folder}",
             )
-        return (self.folder / STATE).is_file()
+        return True
+
+    def begin(self) -> None:
+        """Make the folder, before hours are spent on what could not be kept."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / SETTINGS, self.settings)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.folder}", got=error.strerror, next_step="choose another --out"
+            ) from error
 
     def load(self) -> dict[str, Any]:
         """The last epoch's state."""
@@ -60,10 +75,7 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state (tensors and plain values) in one step."""
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            write_json(self.folder / SETTINGS, self.settings)
-        temporary = self.folder / f"{STATE}.new"
+        temporary = self.folder / NEW_STATE
         with temporary.open("wb") as stream:
             torch.save(state, stream)
             stream.flush()

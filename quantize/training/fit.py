@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from edge.errors import BackendUnavailableError, InputError
 from edge.progress import progress as show_progress
 from quantize.data.framed import FramedSet
 from quantize.training.batches import BalancedBatches, Batch
@@ -56,7 +57,13 @@ def make_fabric(config: TrainingConfig) -> Fabric:
     precision: Any = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if _computes_bf16(accelerator) else "32-true"
-    return Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    asked = f"accelerator {accelerator}, devices {devices}, precision {precision}"
+    try:
+        return Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"Lightning Fabric refuses {asked}", got=_first_line(error)) from error
+    except RuntimeError as error:  # Fabric's word for hardware that is not there
+        raise BackendUnavailableError(f"there is no {asked} here", got=_first_line(error)) from error
 
 
 def fit(
@@ -77,6 +84,8 @@ def fit(
     trainer = _Trainer(fabric, model, train, val, config, pretrained)
     if checkpoint.check():
         trainer.resume(checkpoint.load())
+    elif fabric.is_global_zero:
+        checkpoint.begin()
     with trainer.ready():
         while not trainer.done():
             trainer.epoch()
@@ -307,6 +316,10 @@ def _line(what: str, row: dict[str, float], schedule: _Schedule, state: Progress
         f" {row['images_per_s']:.0f} images/s, {100 * row['data_share']:.0f} % of it waiting for data;"
         f" {left_min:.1f} min left"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _say(fabric: Fabric, text: str) -> None:

@@ -70,6 +70,7 @@ def train(job: Job) -> Trained:
     Raises ``InputError`` before anything is written if the data or the options cannot be used.
     """
     refuse_existing(job.out)
+    fabric = make_fabric(job.config)
     dataset = open_dataset(job.data)
     for finding in dataset.findings:
         print(f"warning: {finding}", file=sys.stderr)
@@ -78,7 +79,6 @@ def train(job: Job) -> Trained:
     train_set = _learnable(frame_samples(dataset.split("train"), spec, job.framing), "train")
     val_samples = dataset.split("val")
     val_set = _learnable(frame_samples(val_samples, spec, job.framing), "val")
-    fabric = make_fabric(job.config)
     fabric.launch()
     fabric.seed_everything(job.config.seed, verbose=False)
     model = build(model_config)
@@ -86,7 +86,8 @@ def train(job: Job) -> Trained:
     encoder = None
     if job.pretrained != "":
         encoder, pretrained = find_pretrained(model, job.pretrained)
-    print(pretrained, file=sys.stderr)
+    if fabric.is_global_zero:
+        print(pretrained, file=sys.stderr)
     settings = {
         "model": model_config,
         "input": asdict(spec),
