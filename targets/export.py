@@ -82,7 +82,9 @@ def export(
     chosen = calibration.choose(train, min(calibration_count, len(train)), seed)
     calibration.refuse_overlap(chosen, val)
     frames = calibration.frame(chosen, run.input, run.framing)
-    network = Network(run.load_model(), run.input, frames.tiles, name=run.name)
+    network = Network(
+        run.load_model(), run.input, frames.tiles, name=run.name, facts=_format_facts(run)
+    )
 
     with open_reference(run.path) as inspector:
         reference = predict(inspector, val, what="full precision on val")
@@ -126,6 +128,16 @@ def _measure(
     candidate = parity.Candidate(draft.target, draft.target, precision, predictions)
     row = parity.compare(reference, [candidate], val, budget)["artifacts"][0]
     return row, row["reasons"], inspector
+
+
+def _format_facts(run: Run) -> dict[str, str]:
+    """What goes into each format's own metadata, so that a file that lost its folder still explains itself."""
+    return {
+        "labels": " ".join(run.decision.labels),
+        "confidence_threshold": str(run.decision.threshold),
+        "mask_threshold": str(run.decision.mask_threshold),
+        "checkpoint_digest": run.digest,
+    }
 
 
 def _facts(

@@ -40,6 +40,7 @@ def write_graph(
 class _Writer:
     def __init__(self, module: fx.GraphModule, opset: int, half: bool) -> None:
         import torch
+        import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 
         self.module, self.opset, self.half = module, opset, half
         self.nodes: list[Any] = []

@@ -23,7 +23,9 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     fp16 stores float16 weights; they are computed in what the runtime is told, which is f32 unless the
     manifest says otherwise.
     """
-    import openvino as ov
+    from edge.backend import find_backend
+
+    ov = find_backend("openvino").sdk()  # imports it without its telemetry
 
     check_precision(precision, sys.modules[__name__])
     graph = onnx_model(network, "int8" if precision == "int8" else "fp32")

@@ -52,6 +52,7 @@ def tflite(graph: fx.GraphModule, inputs: list[str], outputs: list[str]) -> byte
 class _Writer:
     def __init__(self, graph: fx.GraphModule, inputs: list[str], outputs: list[str]) -> None:
         import torch
+        import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
         from ai_edge_litert import schema_py_generated
 
         self.schema: Any = schema_py_generated
