@@ -16,6 +16,8 @@ from typing import Any
 from edge import cli
 from edge.command import CHECK_FAILED, DONE, MISSING, Outcome
 from edge.errors import InputError
+from edge.predictions import Predictions
+from edge.samples import read_samples
 from targets.report import text
 
 TARGETS = ("openvino", "edgetpu", "tensorrt")
@@ -73,11 +75,12 @@ def demo(folder: Path, seed: int = 0) -> Outcome:
         for artifact in artifacts
     ]
     _ship(story, folder, artifacts[0])
+    _draw(folder / "picture.png", data, report, compared["artifacts"])
 
     rows = [_row(row, bench) for row, bench in zip(compared["artifacts"], benches)]
     failed = sorted(label for label, code in story.codes.items() if code not in (DONE, MISSING))
     missing = sorted(label for label, code in story.codes.items() if code == MISSING)
-    lines = ["", _table(rows), "", f"report: {report / 'report.html'}"]
+    lines = ["", _table(rows), "", f"report:  {report / 'report.html'}", f"picture: {folder / 'picture.png'}"]
     if missing:
         lines.append(f"left out, something is missing on this machine (see above): {', '.join(missing)}")
     if failed:
@@ -128,6 +131,19 @@ def _ship(story: _Story, folder: Path, artifact: Path) -> None:
     else:
         print("no bundle, so the artifact is tested where it lies", file=sys.stderr)
         story.run("selftest", artifact)
+
+
+def _draw(path: Path, data: Path, report: Path, rows: list[dict[str, Any]]) -> None:
+    """A few samples of `test` side by side, from the predictions that parity kept."""
+    from targets.report.contact_sheet import write_contact_sheet
+
+    predictions = report / "predictions"
+    devices = [
+        (row["target"], Predictions.load(next(predictions.glob(f"{number}-*.npz"))))
+        for number, row in enumerate(rows, 1)
+    ]
+    reference = Predictions.load(predictions / "reference.npz")
+    write_contact_sheet(path, read_samples(data, "test"), reference, devices)
 
 
 def _row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:

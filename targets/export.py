@@ -82,9 +82,7 @@ def export(
     chosen = calibration.choose(train, min(calibration_count, len(train)), seed)
     calibration.refuse_overlap(chosen, val)
     frames = calibration.frame(chosen, run.input, run.framing)
-    network = Network(
-        run.load_model(), run.input, frames.tiles, name=run.name, facts=_format_facts(run)
-    )
+    network = Network(run.load_model(), run.input, frames.tiles, name=run.name, facts=_format_facts(run))
 
     with open_reference(run.path) as inspector:
         reference = predict(inspector, val, what="full precision on val")
