@@ -144,7 +144,18 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path):
 
 def test_full_precision_is_exported_by_a_process_that_never_quantized(data, run, tmp_path):
     """What int8 imports on its way must not be what fp32 silently needs."""
-    words = ["export", run, "--target", "onnx", "--data", data, "--out", tmp_path / "a", "--precision", "fp32"]
+    words = [
+        "export",
+        run,
+        "--target",
+        "onnx",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "a",
+        "--precision",
+        "fp32",
+    ]
     command = [sys.executable, "-m", "edge.cli", *map(str, words), "--calibration", "16"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
