@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 OUT ?= demo
 DATA ?= ../shared/datasets/mtd
 WORK ?= runs
+# A backend that the toolkit installs must not be skipped.
+REQUIRED := --require-backend openvino --require-backend litert --require-backend onnx
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick lint system results clean bench-mtd-first
@@ -41,7 +43,7 @@ demo: $(VENV)/toolkit.done  ## the whole way on synthetic surfaces: train, quant
 
 test: $(VENV)/dev.done  ## lint, types, import rules and every test, the slow ones included
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 $(REQUIRED)
 
 quick: $(VENV)/dev.done  ## the fast tests only
 	$(BIN)/python -m pytest -m "not slow"

@@ -172,6 +172,9 @@ def read_manifest(folder: Path, *, verify: bool = True) -> dict[str, Any]:
                 next_step="export the artifact again",
             )
     listed = [entry.get("path") for entry in manifest["files"] if isinstance(entry, dict)]
+    stand_in = manifest.get("stand_in") or {}
+    if isinstance(stand_in, dict) and stand_in.get("model", manifest["model"]) not in listed:
+        raise ManifestError(f"{file}: the stand-in's model is not among `files`", got=stand_in.get("model"))
     if manifest["model"] not in listed:
         raise ManifestError(f"{file}: `model` is not among `files`", got=manifest["model"])
     return manifest

@@ -75,9 +75,8 @@ def write(inspector: Inspector, frames: Sequence[UInt8Array], file: Path) -> Non
 def tolerance(inspector: Inspector, facts: Mapping[str, Any]) -> float:
     """Largest logit difference allowed: absolute plus k quantization steps of the `defect` output."""
     scale = next((o.scale for o in inspector.session.outputs if o.name == "defect"), None)
-    return float(facts.get("absolute", 0.0)) + float(facts.get("steps", TOLERANCE_STEPS)) * float(
-        scale or facts.get("step", 0.0)
-    )
+    step = scale or facts.get("step") or 0.0  # null for float outputs
+    return float(facts.get("absolute") or 0.0) + float(facts.get("steps", TOLERANCE_STEPS)) * float(step)
 
 
 def check(inspector: Inspector, folder: Path, facts: Mapping[str, Any]) -> list[GoldenCheck]:

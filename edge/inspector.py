@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,7 @@ class Inspector:
         name: str,
         target: str | None = None,
         precision: str | None = None,
+        gate: Mapping[str, Any] | None = None,
     ) -> None:
         self.session = session
         self.input = spec
@@ -82,6 +84,7 @@ class Inspector:
         self.name = name
         self.target = target
         self.precision = precision
+        self.gate = gate  # what the exporter's gate said, carried into predictions
         self._feed = session.inputs[0].name
         self._specs = {output.name: output for output in session.outputs}
 
@@ -107,12 +110,14 @@ class Inspector:
             inference_s += time.perf_counter() - began
             scores.append(float(self._logits(outputs, "defect").reshape(-1)[0]))
             logits = self._logits(outputs, "mask")
+            if self._specs["mask"].scale is None and not np.isfinite(logits).all():
+                scores[-1] = math.nan
             # The runtime may reuse its buffers at the next run; a float tensor is not copied by dequantize.
             masks.append(logits if len(feeds) == 1 else logits.copy())
         if not all(map(math.isfinite, scores)):
             # NaN >= threshold is False: a broken network would call every part good.
             raise InferenceError(
-                f"{self.name} gave a score that is not a number",
+                f"{self.name} gave a score or a mask that is not a number",
                 got=scores,
                 next_step="run `edgeqc selftest` on the artifact; export it at a wider precision",
             )
@@ -175,7 +180,8 @@ def open_inspector(
     Raises:
         ArtifactError and its kinds; BackendUnavailableError; IncompatibleArtifactError; InputError.
     """
-    path = Path(path)
+    # Resolved once: behind a link such as STORE/active another artifact may appear at any moment.
+    path = Path(path).resolve()
     for point in entry_points(OPENER_GROUP):
         if (path / f"{point.name}.json").is_file() and not (path / MANIFEST).exists():
             opened: Inspector = point.load()(path, device=device)
@@ -190,7 +196,7 @@ def open_inspector(
             # A file compiled for the accelerator runs nowhere else; the one beside it does.
             file = artifact.stand_in.get("model", artifact.manifest["model"])
             artifact = Artifact(path, {**artifact.manifest, "model": file})
-        elif (backend or name, device) == (other, host):
+        elif (backend or name, device or artifact.manifest.get("device") or host) == (other, host):
             raise IncompatibleArtifactError(
                 f"{path} is for {artifact.target}; {other} on {host} is only its stand-in",
                 next_step="give --stand-in if that is what you want; every result will say so",
@@ -214,6 +220,7 @@ def open_inspector(
         name=artifact.name,
         target=artifact.target,
         precision=artifact.precision,
+        gate=artifact.manifest["gate"],
     )
 
 

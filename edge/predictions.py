@@ -107,6 +107,8 @@ class Predictions:
                     meta,
                 )
                 float(meta["threshold"])
+                if predictions.defect_logits.ndim != 1 or predictions.latency_ms.ndim != 1:
+                    raise ValueError("scores and latencies are not lists")
         except EdgeError:
             raise
         except Exception as exc:  # numpy and zipfile raise a dozen kinds on damaged bytes
@@ -159,6 +161,7 @@ def predict(inspector: Inspector, samples: list[Sample], *, what: str = "predict
             "name": inspector.name,
             "target": inspector.target,
             "precision": inspector.precision,
+            "gate": inspector.gate,
             "ran_on": vars(inspector.session.ran_on).copy(),
             "source_digest": inspector.digest,
             "threshold": inspector.decision.threshold,

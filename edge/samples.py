@@ -83,7 +83,11 @@ def _sample(folder: Path, row: int, cells: dict[str, str | None]) -> Sample:
     for path in filter(None, (name, mask)):
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise fail("a path leaves the data set", wanted="a relative path", got=path)
-        if not (folder / path).is_file():
+        try:
+            there = (folder / path).is_file()
+        except OSError as exc:  # a name that the file system does not take
+            raise fail("a path that cannot be opened", got=exc.strerror) from exc
+        if not there:
             raise fail("a file is missing", wanted=path, got="no such file")
     if text("defective") not in ("0", "1"):
         raise fail("`defective` is not 0 or 1", got=repr(text("defective")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,16 @@ def _whole(low: int, high: int, what: str) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text!r}: wanted a share from 0 to 1")
+    return value
 
 
 def _minutes(text: str) -> float:
@@ -81,6 +90,12 @@ def _configure_train(parser: ArgumentParser) -> None:
         metavar="PATH",
         help="MobileNetV2 weights, file or folder (default: EDGEQC_PRETRAINED, the cache, a download)",
     )
+    parser.add_argument(
+        "--sample-gradient",
+        type=_share,
+        metavar="SHARE",
+        help="share of the verdict loss's gradient that enters the encoder, 0 to 1 (default: 1)",
+    )
     parser.add_argument("--from-scratch", action="store_true", help="no pretrained encoder")
     parser.add_argument(
         "--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)"
@@ -104,9 +119,6 @@ def _configure_train(parser: ArgumentParser) -> None:
 
 
 def _run_train(options: Namespace) -> Outcome:
-    # Before torch loads OpenMP: threads that wait by spinning take the processor away from what they wait
-    # for as soon as the machine has anything else to do. This makes them sleep after some 30 microseconds.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from edge.errors import InputError
     from edge.preprocess import Framing
     from quantize.training.config import TrainingConfig
@@ -117,6 +129,8 @@ def _run_train(options: Namespace) -> Outcome:
     names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator", "devices", "precision")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     model: dict[str, Any] = {"name": options.model, "size": options.size}
+    if options.sample_gradient is not None:
+        model["sample_gradient"] = options.sample_gradient
     if options.channels is not None:
         model["channels"] = options.channels
     trained = train(
@@ -147,6 +161,11 @@ def _configure_evaluate(parser: ArgumentParser) -> None:
         "--split", default="test", metavar="S", help="split of the data set (default: %(default)s)"
     )
     parser.add_argument("--device", help="the backend's device, such as CPU, cuda or edgetpu:0")
+    parser.add_argument(
+        "--stand-in",
+        action="store_true",
+        help="run on the host in place of the target's own device, marked as such",
+    )
 
 
 def _run_evaluate(options: Namespace) -> Outcome:
@@ -155,14 +174,13 @@ def _run_evaluate(options: Namespace) -> Outcome:
     from quantize.data.dataset import open_dataset
     from quantize.evaluation import evaluate
 
-    with open_inspector(options.model, device=options.device) as inspector:
+    with open_inspector(options.model, device=options.device, stand_in=options.stand_in) as inspector:
         samples = list(open_dataset(options.data, options.split).samples)
         predictions = predict(inspector, samples, what="evaluating")
     metrics = evaluate(predictions, samples)
     where = predictions.meta["ran_on"]
-    text = (
-        f"{options.split}, on {where['device']} with {where['sdk']} {where['version']}: {_sentence(metrics)}"
-    )
+    device = f"{where['device']} (stand-in, not verified on device)" if where["stand_in"] else where["device"]
+    text = f"{options.split}, on {device} with {where['sdk']} {where['version']}: {_sentence(metrics)}"
     return Outcome(text=text, data=metrics)
 
 

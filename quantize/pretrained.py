@@ -18,8 +18,8 @@ grid by a pixel.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -321,7 +321,7 @@ def _download() -> tuple[Path | None, str]:
     try:
         with urllib.request.urlopen(PUBLISHED_URL, timeout=DOWNLOAD_TIMEOUT_S) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         return None, f"no download from {PUBLISHED_URL} ({error})"
     expected = target.stem.rsplit("-", 1)[1]
     digest = hashlib.sha256(content).hexdigest()

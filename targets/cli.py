@@ -42,7 +42,9 @@ def _export(arguments: Namespace) -> Outcome:
         profile=profile,
         budget=budget_from(arguments),
         precisions=arguments.precision,
-        calibration_count=arguments.calibration or calibration.DEFAULT_COUNT,
+        calibration_count=calibration.DEFAULT_COUNT
+        if arguments.calibration is None
+        else arguments.calibration,
         seed=arguments.seed,
     )
     lines = []
@@ -92,9 +94,14 @@ def _configure_demo(parser: ArgumentParser) -> None:
 
 
 def _demo(arguments: Namespace) -> Outcome:
+    import contextlib
+    import sys
+
     from targets.demo import demo
 
-    return demo(arguments.out, arguments.seed)
+    # With --json on standard output the story is told on standard error.
+    with contextlib.redirect_stdout(sys.stderr if arguments.json == "-" else sys.stdout):
+        return demo(arguments.out, arguments.seed)
 
 
 export = Command("lower a RUN for a device, and gate it on verdicts", _configure_export, _export)

@@ -18,6 +18,7 @@ from edge.command import CHECK_FAILED, DONE, MISSING, Outcome
 from edge.errors import InputError
 from edge.predictions import Predictions
 from edge.samples import read_samples
+from targets.errors import TargetError
 from targets.report import text
 
 TARGETS = ("openvino", "edgetpu", "tensorrt")
@@ -25,6 +26,14 @@ SURFACES = 900
 SIZE_PX = 128
 EPOCHS = 20
 TRAINING_LIMIT_MIN = 3  # on a slower machine the schedule shortens, so that the whole way stays within 6
+
+
+class DemoStoppedError(TargetError):
+    """A step failed that the others need; leaves with that step's exit code."""
+
+    def __init__(self, what: str, code: int) -> None:
+        super().__init__(what, next_step="see the message above")
+        self.exit_code = code  # type: ignore[misc]  # this one error speaks for another
 
 
 class _Story:
@@ -41,7 +50,19 @@ class _Story:
         print(f"\n$ edgeqc {shlex.join(words)}", flush=True)
         result = self.folder / "json" / f"{label}.json"
         self.codes[label] = cli.main([*words, "--json", str(result)])
-        return json.loads(result.read_text()) if result.is_file() else None
+        return json.loads(result.read_text()) if self.codes[label] in (DONE, CHECK_FAILED) else None
+
+    def must(self, *arguments: object, label: str | None = None) -> Any:
+        """Run a verb that the rest of the story needs.
+
+        Raises:
+            DemoStoppedError: it gave no result; its own message is on the screen.
+        """
+        result = self.run(*arguments, label=label)
+        if result is None:
+            name = label or str(arguments[0])
+            raise DemoStoppedError(f"the demo ends here: `{name}` gave no result", self.codes[name])
+        return result
 
 
 def demo(folder: Path, seed: int = 0) -> Outcome:
@@ -56,22 +77,22 @@ def demo(folder: Path, seed: int = 0) -> Outcome:
     data, run, report = folder / "surfaces", folder / "run", folder / "parity"
     _write_surfaces(data, seed)
 
-    story.run("train", "--data", data, "--out", run, "--size", "nano", "--from-scratch",
+    story.must("train", "--data", data, "--out", run, "--size", "nano", "--from-scratch",
               "--input-size", SIZE_PX, "--epochs", EPOCHS,
               "--time-limit-min", TRAINING_LIMIT_MIN, "--seed", seed)  # fmt: skip
     story.run("evaluate", run, "--data", data, "--split", "test")
     artifacts = []
     for target in TARGETS:
         out = folder / "artifacts" / target
-        story.run("export", run, "--target", target, "--data", data, "--out", out, label=f"export-{target}")
+        story.must("export", run, "--target", target, "--data", data, "--out", out, label=f"export-{target}")
         artifacts.append(out if out.is_dir() else out.with_name(out.name + ".rejected"))
-    compared = story.run(
+    compared = story.must(
         "parity", *artifacts, "--reference", run, "--data", data, "--split", "test", "--out", report
     )
     story.run("run", artifacts[0], data, "--limit", 24, "--sink", f"overlay:{folder / 'overlays'}",
               "--sink", f"jsonl:{folder / 'verdicts.jsonl'}")  # fmt: skip
     benches = [
-        story.run(
+        story.must(
             "bench", artifact, "--frame", f"{SIZE_PX}x{SIZE_PX}", "--stand-in", label=f"bench-{artifact.name}"
         )
         for artifact in artifacts

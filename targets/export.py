@@ -7,24 +7,28 @@ the exit code is 3. Thresholds are copied from the RUN unchanged, so a flip is a
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from edge import golden
-from edge.artifact import GATE, GOLDEN, Artifact, write_manifest
-from edge.folders import new_folder, refuse_existing, write_json
+from edge.artifact import GATE, GOLDEN, Artifact, read_manifest, write_manifest
+from edge.errors import InputError
+from edge.folders import refuse_existing, write_json
 from edge.images import read_image
 from edge.inspector import Inspector
 from edge.predictions import Predictions, predict
 from edge.progress import step
-from edge.samples import Sample, read_samples
+from edge.samples import Sample, dataset_digest, read_samples
 from quantize.reference import open_run as open_reference
 from quantize.run import Run
 from targets import calibration, parity
+from targets.errors import TargetError
 from targets.gate import Budget
 from targets.lowering import Lowered, Network, Target
 from targets.profile import Profile
@@ -76,6 +80,14 @@ def export(
     """
     rejected = out.with_name(out.name + ".rejected")
     refuse_existing(out)
+    _refuse_foreign(rejected)
+    order = list(precisions or profile.precisions(target))
+    if not order:
+        raise TargetError(
+            f"profile {profile.name} allows no precision that target {target.NAME} writes",
+            wanted=", ".join(target.PRECISIONS),
+            got=", ".join(profile.order),
+        )
     samples = read_samples(data)
     train = [sample for sample in samples if sample.split == "train"]
     val = read_samples(data, "val")
@@ -88,44 +100,64 @@ def export(
         reference = predict(inspector, val, what="full precision on val")
         golden_frames = _golden_frames(inspector, train)
     facts = _facts(run, target, profile, frames, reference)
+    facts["calibration"]["dataset_digest"] = dataset_digest(samples)
 
     candidates: list[Candidate] = []
-    order = list(precisions or profile.precisions(target))
-    for precision in order:
-        with new_folder(rejected, replace=True) as folder:
+    # Everything is made and measured in a staging folder, so that neither name is seen before its verdict is in.
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
+        for precision in order:
+            folder = Path(staging) / precision
+            folder.mkdir()
             with step(f"lowering to {target.NAME} {precision}"):
                 lowered = target.lower(network, precision, folder, profile)
-            row, reasons, inspector = _measure(folder, facts, lowered, precision, val, reference, budget)
-            candidates.append(Candidate(precision, row, reasons))
-            with inspector:
+            draft = write_manifest(folder, {**facts, **lowered.manifest(), "precision": precision})
+            with parity.open_here(draft.path) as inspector:
+                candidates.append(_measure(inspector, lowered, precision, val, reference, budget))
                 golden.write(inspector, golden_frames, folder / GOLDEN)
-                final = _with_verdict(facts, lowered, precision, inspector, candidates)
+                final = _with_verdict(facts, lowered, precision, inspector, candidates[-1])
             write_json(
                 folder / GATE, {"budget": asdict(budget), "candidates": [asdict(c) for c in candidates]}
             )
             write_manifest(folder, final)
-        if not reasons:
-            rejected.rename(out)
-            return Exported(Artifact.open(out), candidates, passed=True)
+            if not candidates[-1].reasons:
+                folder.rename(out)
+                return Exported(Artifact.open(out), candidates, passed=True)
+        if rejected.exists():
+            shutil.rmtree(rejected)
+        folder.rename(rejected)
     return Exported(Artifact.open(rejected), candidates, passed=False)
 
 
 def _measure(
-    folder: Path,
-    facts: dict[str, Any],
+    inspector: Inspector,
     lowered: Lowered,
     precision: str,
     val: Sequence[Sample],
     reference: Predictions,
     budget: Budget,
-) -> tuple[dict[str, Any], list[str], Inspector]:
+) -> Candidate:
     """Predict `val` with the saved files through the runtime, and judge them against full precision."""
-    draft = write_manifest(folder, {**facts, **lowered.manifest(), "precision": precision})
-    inspector = parity.open_here(draft.path)
-    predictions = predict(inspector, list(val), what=f"{draft.target} {precision} on val")
-    candidate = parity.Candidate(draft.target, draft.target, precision, predictions)
+    name = str(inspector.target)
+    predictions = predict(inspector, list(val), what=f"{name} {precision} on val")
+    candidate = parity.Candidate(name, name, precision, predictions)
     row = parity.compare(reference, [candidate], val, budget)["artifacts"][0]
-    return row, row["reasons"], inspector
+    compiler = lowered.facts.get("compiler") or {}
+    on_cpu = sum(dict(compiler.get("on_cpu") or {}).values())
+    reasons = [f"the Edge TPU compiler leaves {on_cpu} operations to the CPU"] if on_cpu else []
+    return Candidate(precision, row, [*row["reasons"], *reasons])
+
+
+def _refuse_foreign(rejected: Path) -> None:
+    """A folder under the rejected name gives way only if an export wrote it.
+
+    Raises:
+        InputError: it is somebody else's.
+    """
+    if rejected.exists() and (read_manifest(rejected)["gate"] or {}).get("passed") is not False:
+        raise InputError(
+            f"{rejected} would be overwritten and is no rejected artifact", next_step="choose another --out"
+        )
 
 
 def _format_facts(run: Run) -> dict[str, str]:
@@ -145,7 +177,7 @@ def _facts(
     decision = dict(run.facts["decision"])
     return {
         "name": run.name,
-        "version": str(run.facts.get("version", "1")),
+        "version": f"{str(run.facts.get('created', ''))[:10] or 'undated'}+{run.digest[:8]}",
         "target": target.NAME,
         "backend": target.BACKEND,
         "device": profile.device,
@@ -154,7 +186,7 @@ def _facts(
         "labels": list(run.decision.labels),
         "decision": decision,
         "mask_threshold": run.decision.mask_threshold,
-        "calibration": {"dataset_digest": frames.digest, "count": len(frames.samples), "split": "train"},
+        "calibration": {"images_digest": frames.digest, "count": len(frames.samples), "split": "train"},
         "reference": {"checkpoint_digest": run.digest, "ran_on": reference.meta["ran_on"]},
         "inference_precision": "f32",
         "latency_budget_ms": profile.latency_budget_ms,
@@ -165,10 +197,9 @@ def _facts(
 
 
 def _with_verdict(
-    facts: dict[str, Any], lowered: Lowered, precision: str, inspector: Inspector, candidates: list[Candidate]
+    facts: dict[str, Any], lowered: Lowered, precision: str, inspector: Inspector, last: Candidate
 ) -> dict[str, Any]:
     """The final manifest: golden facts, gate summary, and the artifact's own misses and false alarms."""
-    last = candidates[-1]
     ran_on = asdict(inspector.session.ran_on)
     step_size = next((o.scale for o in inspector.session.outputs if o.name == "defect"), None)
     return {

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.artifact import MANIFEST, Artifact, read_manifest
+from edge.artifact import MANIFEST, Artifact
 from edge.command import CHECK_FAILED, DONE, Outcome
-from edge.errors import BackendUnavailableError, InputError
+from edge.errors import BackendUnavailableError, IncompatibleArtifactError, InputError
 from edge.folders import new_folder, refuse_existing, sha256, write_json
 from edge.inspector import Inspector, open_inspector
 from edge.predictions import Predictions, predict
@@ -291,8 +291,13 @@ def open_here(path: Path, *, stand_in: bool = True) -> Inspector:
     """
     try:
         return open_inspector(path)
-    except BackendUnavailableError:
-        if not stand_in or not (path / MANIFEST).is_file() or Artifact.open(path).stand_in is None:
+    except (BackendUnavailableError, IncompatibleArtifactError) as exc:
+        if not stand_in or not (path / MANIFEST).is_file():
+            raise
+        artifact = Artifact.open(path)
+        # A device that is there refuses a file that was not compiled for it yet; the host can still run that file.
+        uncompiled = artifact.target == "edgetpu" and str(artifact.manifest["model"]).count("_edgetpu") == 0
+        if artifact.stand_in is None or (isinstance(exc, IncompatibleArtifactError) and not uncompiled):
             raise
         return open_inspector(path, stand_in=True)
 
@@ -328,7 +333,7 @@ def run_parity(arguments: Namespace) -> Outcome:
     for name, path in zip(names(arguments.artifact), arguments.artifact):
         predictions = load_or_produce(path, samples)
         target, precision = predictions.meta.get("target"), predictions.meta.get("precision")
-        candidates.append(Candidate(name, target, precision, predictions, _rejected(path)))
+        candidates.append(Candidate(name, target, precision, predictions, _rejected(predictions)))
     result = {**compare(reference, candidates, samples, budget), "split": arguments.split}
     with new_folder(arguments.out) as folder:
         write_json(folder / "parity.json", result)
@@ -344,11 +349,9 @@ def run_parity(arguments: Namespace) -> Outcome:
     return Outcome("\n".join(lines), result, CHECK_FAILED if failed else DONE)
 
 
-def _rejected(path: Path) -> str:
-    """What the gate of `export` said of the artifact at `path`, if it refused it."""
-    if not (path / MANIFEST).is_file():
-        return ""
-    gate = read_manifest(path)["gate"] or {}
+def _rejected(predictions: Predictions) -> str:
+    """What the gate of `export` said of the artifact that predicted, if it refused it."""
+    gate = predictions.meta.get("gate") or {}
     if gate.get("passed") is not False:
         return ""
     return f"rejected by export on {gate.get('split')}: " + "; ".join(map(str, gate.get("reasons") or ()))

@@ -40,6 +40,7 @@ def write_run_folder(folder: Path, *, seed: int = 0, threshold: float | None = N
     """A RUN of the nano network with batch-norm statistics of noise; tau in a gap of its scores."""
     import torch
 
+    from quantize.decision import choose_threshold
     from quantize.models import build
     from quantize.run import write_run
 
@@ -62,7 +63,10 @@ def write_run_folder(folder: Path, *, seed: int = 0, threshold: float | None = N
         "input": {"width": SIZE_PX, "height": SIZE_PX, "channels": 1},
         "framing": {"mode": "resize", "overlap": 0},
         "labels": ["good", "defective"],
-        "decision": {"threshold": 0.0 if threshold is None else threshold, "rule": "f1"},
+        "decision": {
+            **choose_threshold([0, 1], [-1.0, 1.0]).as_dict(),
+            "threshold": 0.0 if threshold is None else threshold,
+        },
         "mask_threshold": middle,
         "data": {"digest": "0" * 64, "counts": {}},
         "training": {"seed": seed},

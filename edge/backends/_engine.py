@@ -16,8 +16,8 @@ from edge.errors import IncompatibleArtifactError
 from edge.folders import sha256, write_atomically
 from edge.progress import step
 
-# Precisions that the file itself carries: explicit Q/DQ is int8, float32 tensors are fp32.
-_AS_WRITTEN = ("int8", "fp32")
+# Precisions that the file itself carries: explicit Q/DQ is int8, float16 and float32 tensors are what they are.
+_AS_WRITTEN = ("int8", "fp16", "fp32")
 
 
 def engine(trt: Any, logger: Any, artifact: Artifact, gpu: str) -> bytes:
@@ -83,7 +83,7 @@ def _permit(trt: Any, config: Any, artifact: Artifact, strongly_typed: bool) -> 
     if flag is None:
         raise IncompatibleArtifactError(
             f"TensorRT {trt.__version__} has no switch for precision {artifact.precision}",
-            wanted="int8 or fp32" + (" or fp16" if hasattr(trt.BuilderFlag, "FP16") else ""),
+            wanted=" or ".join(_AS_WRITTEN),
             got=artifact.precision,
             next_step="export at another precision",
         )

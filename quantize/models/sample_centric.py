@@ -4,8 +4,9 @@ After "sample-centric multi-task learning" (arXiv 2510.13226: shared encoder, sa
 learned together). From siblings: how much of the sample gradient enters the encoder is a choice (SegDecNet 0,
 SuperSimpleNet 1). Ours: only operations that OpenVINO, the Edge TPU and TensorRT all run in int8, and in the
 same integers. Hence nearest upsampling (a copy, exact everywhere), a global maximum as a chain of max pools
-(FINDINGS: an int8 ReduceMax goes wrong in OpenVINO), and in place of a concatenation of pooled vectors, which
-would force one scale on all of them, one 1x1 convolution for each and a sum, which is the same linear map.
+(an int8 ReduceMax goes wrong in OpenVINO, docs/quantization.md), and in place of a concatenation of pooled
+vectors, which would force one scale on all of them, one 1x1 convolution for each and a sum, which is the same
+linear map.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from quantize.data.framed import FramedSet
 from quantize.decision import choose_threshold
+from quantize.errors import QuantizeError
 from quantize.metrics import sample_metrics
 from quantize.training.augmentation import centered
 
@@ -37,6 +38,11 @@ def validate(fabric: Fabric, model: nn.Module, val: FramedSet) -> dict[str, floa
         truth = val.coverage[part].to(fabric.device) >= 128
         ious.append(torch.stack([_iou(logits >= step, truth) for step in MASK_LOGITS], dim=1).cpu())
     tile_scores = torch.cat(scores)
+    if not torch.isfinite(tile_scores).all():
+        raise QuantizeError(
+            "the training diverged: the network answers NaN or infinity on val",
+            next_step="train again with another --seed, or with --precision 32-true",
+        )
     count = int(val.sample.max()) + 1
     # A part is as bad as its worst tile.
     score = torch.full((count,), -torch.inf).scatter_reduce_(0, val.sample, tile_scores, "amax")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+
 from runs import write_dataset, write_run_folder
 
 pytest.importorskip("torch", reason="exporting needs the toolkit")
 
-from edge import cli
+from edge import cli, golden
 from edge.artifact import Artifact
 from edge.inspector import open_inspector
 from edge.samples import read_samples
@@ -80,12 +82,99 @@ def test_the_manifest_keeps_its_published_schema(exported, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_golden_frames_pass_where_they_were_made(exported, target):
-    from edge import golden
-
     folder = exported[0] / target
     with open_inspector(folder, stand_in=True) as inspector:
         checks = golden.check(inspector, folder, inspector_facts(folder))
     assert checks and all(check.passed and check.bytes_equal for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"), [("openvino", "fp16"), ("onnx", "fp32"), ("tensorrt", "fp16")]
+)
+def test_a_float_artifact_passes_its_own_self_test(data, run, tmp_path, target, precision):
+    out = tmp_path / "a"
+    words = ["export", run, "--target", target, "--data", data, "--out", out, "--calibration", 16]
+    assert cli.main([*map(str, words), "--precision", precision]) == 0
+    with open_inspector(out, stand_in=True) as inspector:
+        assert all(check.passed for check in golden.check(inspector, out, inspector_facts(out)))
+    assert cli.main(["selftest", str(out), "--stand-in"]) == 0
+
+
+def test_evaluate_takes_an_artifact_on_its_stand_in_only_when_asked(exported, data, capsys):
+    artifact = str(exported[0] / "edgetpu")
+    assert cli.main(["evaluate", artifact, "--data", str(data), "--split", "test"]) == 4
+    assert cli.main(["evaluate", artifact, "--data", str(data), "--split", "test", "--stand-in"]) == 0
+    assert "stand-in, not verified on device" in capsys.readouterr().out
+
+
+def test_a_foreign_folder_under_the_rejected_name_is_not_overwritten(data, run, tmp_path, capsys):
+    foreign = tmp_path / "a.rejected"
+    foreign.mkdir()
+    (foreign / "precious.txt").write_text("mine")
+    words = ["export", run, "--target", "onnx", "--data", data, "--out", tmp_path / "a"]
+    assert cli.main(list(map(str, words))) == 2
+    assert (foreign / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed byte", "format", "no manifest"])
+@pytest.mark.parametrize("verb", ["parity", "evaluate"])
+def test_a_damaged_artifact_is_one_message_on_the_host_verbs_too(
+    exported, data, run, tmp_path, capsys, verb, damage
+):
+    artifact = tmp_path / "a"
+    shutil.copytree(exported[0] / "onnx", artifact)
+    model, manifest = artifact / "model.onnx", artifact / "manifest.json"
+    if damage == "truncated":
+        model.write_bytes(model.read_bytes()[:-10])
+    elif damage == "changed byte":
+        content = bytearray(model.read_bytes())
+        content[len(content) // 2] ^= 1
+        model.write_bytes(content)
+    elif damage == "format":
+        manifest.write_text(manifest.read_text().replace("edgeqc-artifact/1", "edgeqc-artifact/9"))
+    else:
+        manifest.unlink()
+    words = {
+        "parity": ["parity", artifact, "--reference", run, "--data", data, "--out", tmp_path / "p"],
+        "evaluate": ["evaluate", artifact, "--data", data],
+    }[verb]
+    assert cli.main(list(map(str, words))) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"edgeqc {verb}: ") and "Traceback" not in captured.err
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("damage", ["weights", "format", "no run.json"])
+@pytest.mark.parametrize("verb", ["export", "evaluate", "predict"])
+def test_a_damaged_run_is_one_message(data, run, tmp_path, capsys, verb, damage):
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    if damage == "weights":
+        content = (broken / "model.safetensors").read_bytes()
+        (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
+    elif damage == "format":
+        facts = (broken / "run.json").read_text().replace("edgeqc-run/1", "edgeqc-run/9")
+        (broken / "run.json").write_text(facts)
+    else:
+        (broken / "run.json").unlink()
+    words = {
+        "export": ["export", broken, "--target", "onnx", "--data", data, "--out", tmp_path / "a"],
+        "evaluate": ["evaluate", broken, "--data", data],
+        "predict": ["predict", broken, "--data", data, "--split", "test", "--out", tmp_path / "p.npz"],
+    }[verb]
+    assert cli.main(list(map(str, words))) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"edgeqc {verb}: ") and "Traceback" not in captured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_an_unreadable_image_of_val_is_named(run, tmp_path, capsys):
+    data = write_dataset(tmp_path / "set")
+    val = read_samples(data, "val")[0]
+    val.image.write_bytes(b"P5 48 48 255\n short")
+    words = ["export", run, "--target", "onnx", "--data", data, "--out", tmp_path / "a"]
+    assert cli.main(list(map(str, words))) == 2
+    assert val.image.name in capsys.readouterr().err
 
 
 def inspector_facts(folder):

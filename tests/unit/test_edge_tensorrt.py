@@ -63,10 +63,8 @@ def test_nvidia_s_refusal_is_translated(rtx, artifact):
 
 
 def test_precision_that_this_tensorrt_has_no_switch_for(rtx, make_artifact):
-    path = make_artifact("tensorrt", precision="fp16")
-    if hasattr(rtx.BuilderFlag, "FP16"):
-        pytest.skip("this TensorRT has the switch")
-    with pytest.raises(IncompatibleArtifactError, match="precision fp16"):
+    path = make_artifact("tensorrt", precision="fp8")
+    with pytest.raises(IncompatibleArtifactError, match="precision fp8"):
         _engine.build(rtx, rtx.Logger(rtx.Logger.ERROR), Artifact.open(path))
 
 
