@@ -1,7 +1,8 @@
 """The state of a training that is not done: ``OUT.partial/state.pt``, replaced as a whole after each epoch.
 
 A killed training loses at most the epoch that it was in: the same command finds the state and goes on. The
-random numbers of an epoch depend on the seed and its number only, so the result is what it would have been (under a time limit: up to what the clock cut off).
+random numbers of an epoch depend on the seed and its number only, so the result is what it would have been; under
+a time limit, what it would have been on a machine of the same speed.
 """
 
 from __future__ import annotations
