@@ -8,7 +8,13 @@ from importlib import metadata, util
 from typing import Any
 
 from edge.backend import Probe, backends, find_backend, processor_family
-from edge.backends._edgetpu import GOOGLE_PYCORAL, OTHER_PYCORAL, installed_pycoral
+from edge.backends._edgetpu import (
+    GOOGLE_PYCORAL,
+    INSTALL,
+    OTHER_PYCORAL,
+    installed_pycoral,
+    open_library,
+)
 
 
 def examine(required: Sequence[str] = ()) -> dict[str, Any]:
@@ -35,7 +41,7 @@ def examine(required: Sequence[str] = ()) -> dict[str, Any]:
             "edgeqc": _own_version(),
         },
         "backends": rows,
-        "notes": [note for note in (_wrong_pycoral(), _missing_pillow()) if note is not None],
+        "notes": [note for note in (_wrong_pycoral(), _no_edge_tpu(), _missing_pillow()) if note is not None],
         "healthy": all(row["usable"] for row in rows if row["required"]),
     }
 
@@ -90,6 +96,13 @@ def _wrong_pycoral() -> dict[str, str] | None:
         "it has nothing to do with the Edge TPU",
         "fix": 'pip uninstall pycoral && pip install "edgeqc[litert]"',
     }
+
+
+def _no_edge_tpu() -> dict[str, str] | None:
+    """LiteRT alone runs on the processor; the accelerator needs Google's library too."""
+    if open_library() is not None:
+        return None
+    return {"what": "no Edge TPU can be used: libedgetpu.so.1 is not installed", "fix": INSTALL}
 
 
 def _missing_pillow() -> dict[str, str] | None:
