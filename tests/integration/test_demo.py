@@ -36,6 +36,7 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
         assert [codes[verb] for verb in VERBS] == [0] * len(VERBS)
     out = capsys.readouterr().out
     assert "report:" in out and "$ edgeqc train" in out
+    assert "openvino 20" in out and out.count("stand-in, not verified on device") >= 2
 
 
 def test_a_folder_that_is_not_the_demos_own_is_never_touched(tmp_path, capsys):
