@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from edge.artifact import Artifact, write_manifest
 from firmware_bridge.bundle import make_bundle
 from firmware_bridge.keys import Keys, make_keys

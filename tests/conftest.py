@@ -74,10 +74,9 @@ def fake_tensorrt(monkeypatch, tmp_path):
     """A machine with TensorRT and one GPU; returns (fake module, fake libcudart)."""
     import sys
 
+    from edge.backends import _cuda
     from fakes import cudart
     from fakes import tensorrt as trt
-
-    from edge.backends import _cuda
 
     library = cudart.library()
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
@@ -90,9 +89,8 @@ def fake_tensorrt(monkeypatch, tmp_path):
 @pytest.fixture
 def fake_edgetpu(monkeypatch):
     """A machine with one Edge TPU; returns the list of opened delegates."""
-    from fakes import edgetpu
-
     from edge.backend import find_backend
+    from fakes import edgetpu
 
     backend = find_backend("litert")
     if not backend.probe().usable:

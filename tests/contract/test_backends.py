@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from edge import Artifact, open_inspector
 from edge.artifact import write_manifest
 from edge.backend import Probe, backends

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 
+import tiny
 from edge import Artifact
 from edge.backend import Backend, backends
 from edge.errors import IncompatibleArtifactError, InferenceError

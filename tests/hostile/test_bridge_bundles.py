@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from bridge_artifacts import BundleOf, quick_prove, write_artifact
 
+from bridge_artifacts import BundleOf, quick_prove, write_artifact
 from edge.artifact import Artifact, write_manifest
 from edge.cli import main
 from edge.errors import ArtifactError, BackendUnavailableError, EdgeError, InputError

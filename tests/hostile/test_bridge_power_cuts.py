@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bridge_artifacts import CUT, BundleOf, cut_power, quick_prove
 
+from bridge_artifacts import CUT, BundleOf, cut_power, quick_prove
 from edge.artifact import Artifact
 from edge.errors import BackendUnavailableError
 from firmware_bridge.errors import SlotError

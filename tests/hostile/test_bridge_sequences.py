@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from bridge_artifacts import CUT, BundleOf, cut_power, quick_prove
 from test_bridge_power_cuts import check_invariant, leftovers
 
+from bridge_artifacts import CUT, BundleOf, cut_power, quick_prove
 from firmware_bridge.flash import flash, rollback
 from firmware_bridge.keys import Keys
 from firmware_bridge.slots import GOOD, SlotStore

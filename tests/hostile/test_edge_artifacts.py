@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from edge import cli
 from edge.artifact import MANIFEST, Artifact, write_manifest
 from edge.backend import find_backend

@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from edge import cli
 from edge.artifact import Artifact, write_manifest
 from edge.backend import find_backend

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import tiny
 from bridge_artifacts import BundleOf, require_programs, write_artifact
-
 from edge.backend import find_backend
 from edge.cli import main
 from firmware_bridge.keys import Keys

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from runs import write_dataset, write_run_folder
+from tiny_run import write_dataset, write_run_folder
 
 pytest.importorskip("torch", reason="exporting needs the toolkit")
 

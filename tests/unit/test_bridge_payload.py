@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bridge_artifacts import write_artifact
 
+from bridge_artifacts import write_artifact
 from edge.artifact import Artifact
 from firmware_bridge import payload
 from firmware_bridge.bundle import default_compatible, rejection

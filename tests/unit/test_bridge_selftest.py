@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bridge_artifacts import write_artifact
 
+from bridge_artifacts import write_artifact
 from edge.artifact import write_manifest
 from edge.cli import main
 from edge.errors import InputError

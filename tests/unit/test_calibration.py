@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from runs import write_dataset
+
+from tiny_run import write_dataset
 
 pytest.importorskip("torch", reason="targets need the toolkit")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 
+import tiny
 from edge import artifact as module
 from edge.artifact import MANIFEST, Artifact, write_manifest
 from edge.errors import DigestMismatchError, FormatVersionError, ManifestError

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from edge import bench, cli, doctor, sinks
 from edge.backend import find_backend
 from edge.errors import InputError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-import tiny
 
+import tiny
 from edge import open_inspector
 from edge.backend import find_backend
 from edge.backends import _edgetpu

@@ -10,8 +10,8 @@ import zlib
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from edge import golden, open_inspector, preprocess
 from edge.artifact import Artifact
 from edge.backend import find_backend

@@ -6,14 +6,14 @@ import inspect
 
 import numpy as np
 import pytest
-import tiny
-from fakes import cudart
-from fakes import tensorrt as fake
 
+import tiny
 from edge import Artifact, open_inspector
 from edge.backend import find_backend
 from edge.backends import _cuda, _engine
 from edge.errors import BackendUnavailableError, IncompatibleArtifactError, InferenceError
+from fakes import cudart
+from fakes import tensorrt as fake
 
 
 @pytest.fixture

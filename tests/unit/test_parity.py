@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fabricated import mask, predictions, write_samples
 
 from edge import cli
 from edge.backend import find_backend
 from edge.errors import BackendUnavailableError, InputError
 from edge.folders import jsonable
+from fabricated import mask, predictions, write_samples
 from targets import parity
 from targets.gate import Budget
 from targets.parity import Candidate, align, compare, load_or_produce, mask_agreement, names

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+
 from fabricated import RAN_ON, mask, predictions, write_samples
 
 pytest.importorskip("jinja2")
