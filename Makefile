@@ -43,7 +43,7 @@ demo: $(VENV)/toolkit.done  ## the whole way on synthetic surfaces: train, quant
 
 test: $(VENV)/dev.done  ## lint, types, import rules and every test, the slow ones included
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 $(REQUIRED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -rs $(REQUIRED)
 
 quick: $(VENV)/dev.done  ## the fast tests only
 	$(BIN)/python -m pytest -m "not slow"

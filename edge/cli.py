@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json is not None:
             facts = {key: _text(getattr(error, key)) for key in ("what", "wanted", "got", "next_step")}
             report = {"error": {"kind": type(error).__name__, **facts}}
-            # A file too, so that an older result does not look like this one's.
-            _present(Outcome(data=report), options.json)
+            if options.json == "-":  # a file is written whole or not at all
+                print(json.dumps(report, indent=2))
         return error.exit_code
 
 

@@ -49,6 +49,12 @@ def mtd() -> Path:
 
 
 @pytest.fixture(scope="session")
+def ground_truth() -> Path:
+    """Real quantized models and what Google's compiler mapped of each."""
+    return shared("EDGEQC_GROUND_TRUTH", "edgetpu_ground_truth")
+
+
+@pytest.fixture(scope="session")
 def pretrained() -> Path:
     """Pretrained encoders."""
     return shared("EDGEQC_PRETRAINED", "pretrained")

@@ -404,10 +404,8 @@ def test_the_compilers_log_is_read():
         edgetpu_compiler.parse_log("Internal compiler error. Aborting!")
 
 
-def test_the_ground_truths_logs_are_read():
-    from conftest import shared
-
-    truth = json.loads((shared("EDGEQC_GROUND_TRUTH", "edgetpu_ground_truth") / "expected.json").read_text())
+def test_the_ground_truths_logs_are_read(ground_truth):
+    truth = json.loads((ground_truth / "expected.json").read_text())
     logs = [entry for entry in truth if entry.get("compiler_log")]
     assert logs
     for entry in logs:
