@@ -149,5 +149,6 @@ def write_run(folder: Path, state: dict[str, Tensor], facts: dict[str, Any], met
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, and a RUN is copied between people
     write_json(folder / METRICS, metrics)
     write_json(folder / RUN, {"format": FORMAT, **facts})
