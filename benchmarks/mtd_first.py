@@ -64,10 +64,11 @@ def main() -> None:
 
     run = work / "run"
     edgeqc(work, "train", "train", "--data", data, "--out", run, "--seed", SEED)
-    training = json.loads((run / "run.json").read_text())["training"]
+    facts = json.loads((run / "run.json").read_text())
+    note = f"{pretrained(facts['training'])}; trained {facts['created'][:16]}"
     minutes = elapsed_s(work, "train") / 60
     what = "`edgeqc train`, no flag but --data, --out and --seed"
-    add("train.time", what, minutes, unit="min", bar="<= 20", passed=minutes <= 20, note=pretrained(training))
+    add("train.time", what, minutes, unit="min", bar="<= 20", passed=minutes <= 20, note=note)
     _, test = edgeqc(work, "evaluate", "evaluate", run, "--data", data, "--split", "test")
     sample, seg = test["sample"], test["seg"]
     what = "sample AP, `test`, full precision"
