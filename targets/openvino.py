@@ -66,6 +66,6 @@ def _model_info(network: Network) -> dict[str, str]:
         "reverse_input_channels": "NO",
         "mean_values": "",
         "scale_values": "",
-        "embedded_processing": "True",
+        "embedded_processing": "False",  # the reader still has to resize
         **network.facts,
     }
