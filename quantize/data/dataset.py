@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Dataset:
     """Samples of one folder in the order of ``samples.csv``, and what the check found.
 
     ``digest`` is ``edge.samples.dataset_digest``: the same digest is the same data.
-    ``channels`` is 3 if any image has colours, else 1.
+    ``channels`` is 3 if any image has colours, else 1. ``sizes`` are (width, height) of each sample's image.
     """
 
     folder: Path
@@ -51,6 +51,7 @@ class Dataset:
     digest: str
     findings: tuple[Finding, ...]
     channels: int
+    sizes: tuple[tuple[int, int], ...]
 
     def split(self, name: str) -> list[Sample]:
         """The samples of ``train``, ``val`` or ``test``; ``InputError`` if there are none."""
@@ -80,25 +81,31 @@ class Dataset:
         }
 
 
-def open_dataset(folder: str | Path, split: str | None = None) -> Dataset:
+def open_dataset(folder: str | Path, split: str | None = None, *, masks: bool = True) -> Dataset:
     """Read and check a native data set, all of it or one split.
+
+    With ``masks=False`` no mask file is opened and no sample has one: what training from labels alone sees.
 
     Raises ``InputError`` naming the row: a missing column, file or value, an unreadable image, a mask of
     another size than its image, a group in two splits.
     """
     root = Path(folder)
     samples = read_samples(root, split)
+    if not masks:
+        samples = [replace(sample, mask=None) for sample in samples]
     same_bytes: dict[str, list[Sample]] = defaultdict(list)
     empty: list[Sample] = []
     unlabelled: list[Sample] = []
     contradictory: list[Sample] = []
     channels = 1
+    sizes: list[tuple[int, int]] = []
     for sample in progress(samples, "checking the data set"):
         same_bytes[sha256(sample.image)].append(sample)
         image = _read(sample, sample.image)
         channels = max(channels, 3 if image.ndim == 3 else 1)
+        sizes.append((image.shape[1], image.shape[0]))
         if sample.mask is None:
-            if sample.defective:
+            if sample.defective and masks:
                 unlabelled.append(sample)
         else:
             mask = read_mask(sample)
@@ -125,6 +132,7 @@ def open_dataset(folder: str | Path, split: str | None = None) -> Dataset:
         digest=dataset_digest(samples),
         findings=tuple(f for f in findings if f is not None),
         channels=channels,
+        sizes=tuple(sizes),
     )
 
 

@@ -128,3 +128,19 @@ def test_a_defective_frame_without_a_mask_gives_no_tile(folder):
     assert set(frame_samples(samples, InputSpec(16, 16), Framing("tile")).sample.tolist()) == {1}
     whole = frame_samples(samples, InputSpec(16, 16), Framing("resize"))
     assert whole.defective.tolist() == [True, False] and whole.mask_known.tolist() == [False, True]
+
+
+def test_without_masks_no_mask_file_is_opened(folder, monkeypatch):
+    from edge import samples
+    from quantize.data import dataset as module
+
+    opened = []
+    for place in (module, samples):
+        monkeypatch.setattr(place, "sha256", lambda path: opened.append(path.name) or str(path))
+    monkeypatch.setattr(
+        module, "read_image", lambda path: opened.append(path.name) or np.zeros((4, 5), np.uint8)
+    )
+    dataset = open_dataset(folder, masks=False)
+    assert sorted(set(opened)) == ["a.png", "b.png", "c.png", "d.png"]
+    assert all(sample.mask is None for sample in dataset.samples)
+    assert dataset.sizes == ((5, 4),) * 4 and not [f for f in dataset.findings if "mask" in f.kind]
