@@ -40,11 +40,15 @@ def _minutes(text: str) -> float:
     return value
 
 
-def _input_size(text: str) -> tuple[int, int]:
-    """``256`` or ``320x256`` (width x height)."""
+def _input_size(text: str) -> tuple[int, int] | None:
+    """``256`` or ``320x256`` (width x height); None for ``auto``."""
+    if text == "auto":
+        return None
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(part.isdigit() and 32 <= int(part) <= 4096 for part in parts):
-        raise ArgumentTypeError(f"{text!r}: wanted a side such as 256, or WIDTHxHEIGHT, each 32 to 4096")
+        raise ArgumentTypeError(
+            f"{text!r}: wanted auto, a side such as 256, or WIDTHxHEIGHT, each 32 to 4096"
+        )
     sizes = (int(parts[0]), int(parts[-1]))
     if any(size % 16 for size in sizes):
         raise ArgumentTypeError(f"{text!r}: wanted multiples of 16, the coarsest stride of the network")
@@ -69,15 +73,15 @@ def _configure_train(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--input-size",
         type=_input_size,
-        default=(256, 256),
-        metavar="S|WxH",
-        help="network input in pixels (default: 256)",
+        default="auto",
+        metavar="auto|S|WxH",
+        help="network input in pixels (default: chosen from the photographs, and said)",
     )
     parser.add_argument(
         "--framing",
-        default="resize",
-        choices=("exact", "resize", "tile"),
-        help="how a photograph becomes the input (default: %(default)s)",
+        default="auto",
+        choices=("auto", "exact", "resize", "tile"),
+        help="how a photograph becomes the input (default: chosen from the photographs, and said)",
     )
     parser.add_argument(
         "--overlap",
@@ -126,6 +130,8 @@ def _run_train(options: Namespace) -> Outcome:
 
     if options.from_scratch and options.pretrained:
         raise InputError("--from-scratch and --pretrained contradict each other")
+    if options.overlap and options.framing != "tile":
+        raise InputError("--overlap is for tiles", next_step="give --framing tile as well")
     names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator", "devices", "precision")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     model: dict[str, Any] = {"name": options.model, "size": options.size}
@@ -139,7 +145,7 @@ def _run_train(options: Namespace) -> Outcome:
             out=options.out,
             model=model,
             input_size=options.input_size,
-            framing=Framing(options.framing, options.overlap),
+            framing=None if options.framing == "auto" else Framing(options.framing, options.overlap),
             pretrained="" if options.from_scratch else options.pretrained,
             config=TrainingConfig(**given),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from edge.preprocess import Framing
 from edge.progress import step
 from quantize.data.dataset import Dataset, open_dataset
 from quantize.data.framed import FramedSet, frame_samples
+from quantize.data.sizing import InputChoice, choose_input
 from quantize.evaluation import evaluate
 from quantize.models import build
 from quantize.pretrained import find_pretrained, initialise_encoder
@@ -41,15 +42,16 @@ class Job:
     """What to train on what.
 
     ``model`` goes to ``quantize.models.build``; its ``channels`` are taken from the data where it names none.
-    ``input_size`` is (width, height). ``pretrained`` is a file or folder, None looks in the usual places, and
+    ``input_size`` is (width, height); it and ``framing`` are chosen from the data where they are None
+    (``quantize.data.sizing``). ``pretrained`` is a file or folder, None looks in the usual places, and
     an empty string asks for training from scratch.
     """
 
     data: Path
     out: Path
     model: dict[str, Any]
-    input_size: tuple[int, int] = (256, 256)
-    framing: Framing = field(default_factory=Framing)
+    input_size: tuple[int, int] | None = None
+    framing: Framing | None = None
     pretrained: str | None = None
     config: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -75,7 +77,10 @@ def train(job: Job) -> Trained:
     for finding in dataset.findings:
         print(f"warning: {finding}", file=sys.stderr)
     model_config = {"channels": dataset.channels, **job.model}
-    spec = network_input(*job.input_size, int(model_config["channels"]))
+    choice = choose_input(dataset, job.input_size, job.framing)
+    print(choice.explanation, file=sys.stderr)
+    job = replace(job, input_size=choice.size, framing=choice.framing)
+    spec = network_input(*choice.size, int(model_config["channels"]))
     train_set = _learnable(frame_samples(dataset.split("train"), spec, job.framing), "train")
     val_samples = dataset.split("val")
     val_set = _learnable(frame_samples(val_samples, spec, job.framing), "val")
@@ -108,7 +113,7 @@ def train(job: Job) -> Trained:
         model.to("cpu").load_state_dict(fitted.state)
         with TorchSession(model, spec) as session:
             thresholds = choose_thresholds(session, spec, job.framing, val_samples)
-        facts = _facts(job, dataset, model_config, thresholds, fitted, pretrained)
+        facts = _facts(job, choice, dataset, model_config, thresholds, fitted, pretrained)
         with new_folder(job.out) as staging:
             write_run(staging, fitted.state, facts, {})
             with open_run(staging) as inspector:
@@ -141,6 +146,7 @@ def _statistics_images(framed: FramedSet, seed: int) -> Iterator[Tensor]:
 
 def _facts(
     job: Job,
+    choice: InputChoice,
     dataset: Dataset,
     model_config: dict[str, Any],
     thresholds: Thresholds,
@@ -148,13 +154,14 @@ def _facts(
     pretrained: str,
 ) -> dict[str, Any]:
     """Everything in ``run.json`` but its format."""
-    width, height = job.input_size
+    width, height = choice.size
     decision = thresholds.decision.as_dict()
     return {
         "name": job.out.name,
         "model": model_config,
         "input": {"width": width, "height": height, "channels": model_config["channels"]},
-        "framing": asdict(job.framing),
+        "framing": asdict(choice.framing),
+        "input_reason": choice.explanation,
         "labels": list(LABELS),
         "decision": decision,
         "mask_threshold": thresholds.mask_threshold,
