@@ -1,0 +1,59 @@
+"""The baseline: the same encoder, decoder and mask head, and a verdict that is nothing but the pooled mask.
+
+It never sees a sample label in its loss. What the sample-centric network is worth is the difference to this one,
+so it is made as strong as it can be: how the mask is pooled is chosen on ``val``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantize.models.mobilenet import MobileNetV2
+from quantize.models.outputs import TrainingOutput
+from quantize.models.sample_centric import MASK_PRIOR, SIZES, Decoder, global_maximum, initialise, separable
+
+__all__ = ["POOLINGS", "SIZES", "PixelOnly", "build"]
+
+# `mean`, or the highest mean of a window of so many cells (stride 4): a defect is larger than a speck of noise.
+POOLINGS = ("max", "window-2", "window-4", "window-8", "mean")
+
+
+class PixelOnly(nn.Module):
+    """Encoder, decoder, mask head; defect logit = the mask logits pooled by `pooling`, one of `POOLINGS`.
+
+    Input and outputs are those of `SampleCentric`.
+    """
+
+    def __init__(self, width: float, channels: int, decoder_channels: int, pooling: str) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling}")
+        self.pooling = pooling
+        self.encoder = MobileNetV2(width, channels)
+        self.decoder = Decoder(self.encoder.channels, decoder_channels)
+        self.mask = nn.Sequential(separable(decoder_channels), nn.Conv2d(decoder_channels, 1, 1))
+        initialise(self, {self.mask[-1]: MASK_PRIOR})
+
+    def forward(self, x: Tensor) -> TrainingOutput | tuple[Tensor, Tensor]:
+        mask = self.mask(self.decoder(self.encoder(x)))
+        if self.training:
+            return TrainingOutput(None, mask)
+        return pool(mask, self.pooling), mask
+
+
+def pool(mask: Tensor, pooling: str) -> Tensor:
+    """One logit of mask logits: [N, 1, h, w] -> [N, 1]."""
+    if pooling == "mean":
+        return mask.mean((2, 3), keepdim=True).flatten(1)
+    if pooling != "max":
+        side = int(pooling.removeprefix("window-"))
+        # A convolution with constant weights and not an average pool: the former is on the integer grid.
+        mask = F.conv2d(mask, torch.full((1, 1, side, side), side**-2.0, dtype=mask.dtype), stride=side)
+    return global_maximum(mask).flatten(1)
+
+
+def build(size: str, channels: int, pooling: str = "max") -> PixelOnly:
+    """The network of one of `SIZES`."""
+    return PixelOnly(channels=channels, pooling=pooling, **SIZES[size])
