@@ -64,8 +64,8 @@ def _configure_train(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         default="small",
-        choices=("nano", "small"),
-        help="width of the network (default: %(default)s)",
+        choices=("nano", "small", "base"),
+        help="nano, small or base, from fastest to finest masks (default: %(default)s)",
     )
     parser.add_argument(
         "--channels", type=int, choices=(1, 3), help="1 grey, 3 RGB (default: what the images are)"
@@ -100,6 +100,11 @@ def _configure_train(parser: ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the verdict loss's gradient that enters the encoder, 0 to 1 (default: 1)",
     )
+    parser.add_argument(
+        "--balance",
+        choices=("gradnorm", "fixed", "linear"),
+        help="how verdict and mask share the encoder's gradient (default: gradnorm)",
+    )
     parser.add_argument("--from-scratch", action="store_true", help="no pretrained encoder")
     parser.add_argument(
         "--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)"
@@ -125,6 +130,7 @@ def _configure_train(parser: ArgumentParser) -> None:
 def _run_train(options: Namespace) -> Outcome:
     from edge.errors import InputError
     from edge.preprocess import Framing
+    from quantize.training.balance import BalanceConfig
     from quantize.training.config import TrainingConfig
     from quantize.training.job import Job, train
 
@@ -135,6 +141,8 @@ def _run_train(options: Namespace) -> Outcome:
     names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator", "devices", "precision")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     model: dict[str, Any] = {"name": options.model, "size": options.size}
+    if options.balance is not None:
+        given["balance"] = BalanceConfig(kind=options.balance)
     if options.sample_gradient is not None:
         model["sample_gradient"] = options.sample_gradient
     if options.channels is not None:

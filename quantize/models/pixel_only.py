@@ -6,7 +6,6 @@ so it is made as strong as it can be: how the mask is pooled is chosen on ``val`
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ def pool(mask: Tensor, pooling: str) -> Tensor:
     if pooling != "max":
         side = int(pooling.removeprefix("window-"))
         # A convolution with constant weights and not an average pool: the former is on the integer grid.
-        mask = F.conv2d(mask, torch.full((1, 1, side, side), side**-2.0, dtype=mask.dtype), stride=side)
+        mask = F.conv2d(mask, mask.new_full((1, 1, side, side), side**-2.0), stride=side)
     return global_maximum(mask).flatten(1)
 
 

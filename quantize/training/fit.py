@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from edge.errors import BackendUnavailableError, InputError
 from edge.progress import progress as show_progress
 from quantize.data.framed import FramedSet
+from quantize.training.balance import Balance
 from quantize.training.batches import BalancedBatches, Batch
 from quantize.training.checkpoint import Checkpoint
 from quantize.training.config import TrainingConfig
-from quantize.training.losses import inspection_loss
+from quantize.training.losses import task_losses
 from quantize.training.processor import depthwise_backward_in_float32, keep_freed_memory
 from quantize.training.validation import validate
 
@@ -118,13 +119,16 @@ class _Trainer:
         self.batches = BalancedBatches(
             train,
             batch_size=config.batch_size,
-            config=config.augmentation,
+            augmentation=config.augmentation,
+            defects=config.defects,
+            crop=config.crop,
             seed=config.seed,
             device=fabric.device,
             rank=fabric.global_rank,
             world=fabric.world_size,
         )
         self.schedule = _Schedule(config, self.batches.steps)
+        self.balance = Balance(config.balance)
         self.progress = Progress()
         self.best: State = {}
 
@@ -152,6 +156,8 @@ class _Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best_state": self.best,
+            "balance": self.balance.state(),
+            "batches": self.batches.state(),
             "progress": vars(self.progress).copy(),
         }
 
@@ -161,6 +167,8 @@ class _Trainer:
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.best, self.progress = saved["best_state"], Progress(**saved["progress"])
+        self.balance = Balance(self.config.balance, **saved["balance"])
+        self.batches.resume(saved["batches"])
         _say(self.fabric, f"resuming after epoch {self.progress.epoch} of {self.config.epochs}")
 
     def epoch(self) -> None:
@@ -173,7 +181,8 @@ class _Trainer:
         clock = _Clock()
         losses: dict[str, Tensor] = {}
         what = f"epoch {progress.epoch + 1}/{config.epochs}"
-        batches = clock.timed(self.batches.epoch(progress.epoch))
+        whole = self.schedule.share(progress.epoch * self.batches.steps, progress.seconds) >= config.crop.until
+        batches = clock.timed(self.batches.epoch(progress.epoch, whole=whole))
         if sys.stderr.isatty():  # a log gets one line for each epoch
             batches = show_progress(batches, what, self.batches.steps)
         steps = 0
@@ -184,11 +193,12 @@ class _Trainer:
                 break  # the time is up in the middle of an epoch
             self.schedule.apply(self.optimizer, step, seconds)
             steps += 1
-            _step(fabric, self.model, self.optimizer, batch, config, losses)
+            self._step(batch, step, self.schedule.share(step, seconds), losses)
             _average(self.average, self.model.module, config.average_decay, step)
         trained_s = time.monotonic() - began
         row = {"epoch": float(progress.epoch + 1)}
         row |= {f"loss_{name}": float(total) / steps for name, total in losses.items()}
+        row |= {f"weight_{name}": weight for name, weight in self.balance.weights.items()}
         row |= validate(fabric, self.average, self.val)
         row["images_per_s"] = steps * config.batch_size * fabric.world_size / trained_s
         row["data_share"] = clock.waited_s / trained_s
@@ -203,31 +213,37 @@ class _Trainer:
             }
         _say(fabric, _line(what, row, self.schedule, progress, self.batches.steps))
 
+    def _step(self, batch: Batch, step: int, done: float, totals: dict[str, Tensor]) -> None:
+        """One step of the optimizer; adds the parts of the loss to ``totals``."""
+        fabric, config = self.fabric, self.config
+        self.balance.advance(done)
+        if self.balance.due(step):
+            # Fabric lets nobody but itself run backwards through a module that it set up.
+            with fabric.autocast():
+                output = self.model.module(batch.images)
+            self.balance.observe(
+                fabric, self.model.module, task_losses(output, batch.truth, config.loss)[0]
+            )
+        output = self.model(batch.images)
+        losses, parts = task_losses(output, batch.truth, config.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        fabric.backward(self.balance.total(losses))
+        if config.clip_norm:
+            fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        if output.defect is not None:
+            self.batches.learn(batch.tiles, output.defect.squeeze(1))
+        for name, value in parts.items():
+            totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value
+
 
 def _frozen(model: nn.Module, blocks: int) -> nn.ModuleList:
     """The encoder's first ``blocks``, without gradients; their batch norms have to stay in eval mode."""
     features = model.get_submodule("encoder.features") if blocks else nn.Sequential()
     assert isinstance(features, nn.Sequential)
     return nn.ModuleList([*features][:blocks]).requires_grad_(False)
-
-
-def _step(
-    fabric: Fabric,
-    model: Any,
-    optimizer: Any,
-    batch: Batch,
-    config: TrainingConfig,
-    losses: dict[str, Tensor],
-) -> None:
-    defect, mask = model(batch.images)
-    loss, parts = inspection_loss(defect, mask, batch.defective, batch.target, batch.mask_known, config.loss)
-    optimizer.zero_grad(set_to_none=True)
-    fabric.backward(loss)
-    if config.clip_norm:
-        fabric.clip_gradients(model, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
-    optimizer.step()
-    for name, value in parts.items():
-        losses[name] = losses.get(name, torch.zeros((), device=value.device)) + value
 
 
 @torch.no_grad()
@@ -308,11 +324,13 @@ def _computes_bf16(accelerator: str) -> bool:
 
 def _line(what: str, row: dict[str, float], schedule: _Schedule, state: Progress, steps: int) -> str:
     done = schedule.share(state.epoch * steps, state.seconds)
+    losses = ", ".join(
+        f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row.items() if name.startswith("loss_")
+    )
     left_min = state.seconds * (1 - done) / max(done, 1e-9) / 60
     return (
         f"{what}: val AP {row['ap']:.3f}, Seg_mIoU {row['seg_miou']:.3f}, mask IoU {row['mask_iou']:.3f}"
-        f"{' (best)' if state.best_epoch == state.epoch else ''}; loss verdict {row['loss_sample']:.3f}"
-        f" mask {row['loss_mask_bce']:.3f} dice {row['loss_mask_dice']:.3f};"
+        f"{' (best)' if state.best_epoch == state.epoch else ''}; loss {losses};"
         f" {row['images_per_s']:.0f} images/s, {100 * row['data_share']:.0f} % of it waiting for data;"
         f" {left_min:.1f} min left"
     )

@@ -24,6 +24,7 @@ from quantize.data.framed import FramedSet, frame_samples
 from quantize.data.sizing import InputChoice, choose_input
 from quantize.evaluation import evaluate
 from quantize.models import build
+from quantize.models.pixel_only import PixelOnly
 from quantize.pretrained import find_pretrained, initialise_encoder
 from quantize.reference import TorchSession, open_run
 from quantize.run import METRICS, network_input, write_run
@@ -31,6 +32,7 @@ from quantize.training.augmentation import centered
 from quantize.training.checkpoint import Checkpoint
 from quantize.training.config import TrainingConfig
 from quantize.training.fit import Fitted, fit, make_fabric
+from quantize.training.pooling import choose_pooling
 from quantize.training.thresholds import Thresholds, choose_thresholds
 
 LABELS = ("good", "defective")
@@ -111,6 +113,9 @@ def train(job: Job) -> Trained:
     metrics: dict[str, Any] = {}
     if fabric.is_global_zero:
         model.to("cpu").load_state_dict(fitted.state)
+        if isinstance(model, PixelOnly):
+            model.pooling = choose_pooling(model, val_set)
+            model_config["pooling"] = model.pooling
         with TorchSession(model, spec) as session:
             thresholds = choose_thresholds(session, spec, job.framing, val_samples)
         facts = _facts(job, choice, dataset, model_config, thresholds, fitted, pretrained)
