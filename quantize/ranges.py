@@ -30,6 +30,9 @@ class RangeObserver(ObserverBase):
 
     The histogram spans [0, top); when a larger value comes, `top` doubles and neighbouring bins are merged,
     so no image is looked at twice and the order of images does not matter.
+
+    Attributes:
+        least: the range is not chosen smaller, however small the values are.
     """
 
     def __init__(self, method: str = DEFAULT_METHOD, dtype: torch.dtype = torch.int8, **facts: Any) -> None:
@@ -42,6 +45,7 @@ class RangeObserver(ObserverBase):
         self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
         self.register_buffer("largest", torch.zeros(()))
         self.top = 2.0**-10
+        self.least = SMALLEST_RANGE
 
     def forward(self, x: Tensor) -> Tensor:
         magnitude = x.detach().abs().flatten().float()
@@ -67,7 +71,7 @@ class RangeObserver(ObserverBase):
             largest = min(largest, edge * self.top / BINS)
         elif self.method == "mse" and largest > 0:
             largest = self._least_error(largest)
-        return max(largest, SMALLEST_RANGE)
+        return max(largest, self.least)
 
     def _least_error(self, largest: float) -> float:
         centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.top / BINS)

@@ -18,7 +18,7 @@ INPUT = "input"
 OUTPUTS = ("defect", "mask")
 # Operations that OpenVINO, onnxruntime and TensorRT all run for our networks.
 ALLOWED = {
-    "Add", "Cast", "Clip", "Conv", "DequantizeLinear", "MaxPool", "QuantizeLinear", "ReduceMean", "Relu",
+    "Add", "Cast", "Clip", "Conv", "DequantizeLinear", "MaxPool", "Mul", "QuantizeLinear", "ReduceMean", "Relu",
     "Reshape", "Resize",
 }  # fmt: skip
 

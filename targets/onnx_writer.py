@@ -54,6 +54,7 @@ class _Writer:
             aten.conv2d.default: self._convolution,
             aten.add.Tensor: self._sum,
             aten.add_.Tensor: self._sum,
+            aten.mul.Tensor: self._product,
             aten.relu6.default: self._clip,
             aten.hardtanh.default: self._clip,
             aten.hardtanh_.default: self._clip,
@@ -177,6 +178,9 @@ class _Writer:
 
     def _sum(self, node: fx.Node) -> None:
         self._node("Add", [self.names[node.args[0]], self.names[node.args[1]]], node.name)
+
+    def _product(self, node: fx.Node) -> None:
+        self._node("Mul", [self.names[node.args[0]], self.names[node.args[1]]], node.name)
 
     def _clip(self, node: fx.Node) -> None:
         low, high = node.args[1:3] if "hardtanh" in str(node.target) and len(node.args) > 1 else (0.0, 6.0)

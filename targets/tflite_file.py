@@ -22,6 +22,7 @@ NEWEST_VERSIONS = {
     "DEPTHWISE_CONV_2D": 3,
     "MAX_POOL_2D": 2,
     "MEAN": 2,
+    "MUL": 2,
     "PAD": 2,
     "QUANTIZE": 2,
     "RESHAPE": 1,

@@ -26,6 +26,7 @@ VERSIONS = {
     "DEPTHWISE_CONV_2D": 3,
     "MAX_POOL_2D": 2,
     "MEAN": 2,
+    "MUL": 2,
     "PAD": 2,
     "RESHAPE": 1,
     "RESIZE_NEAREST_NEIGHBOR": 3,
@@ -68,6 +69,7 @@ class _Writer:
             aten.conv2d.default: self._convolution,
             aten.add.Tensor: self._sum,
             aten.add_.Tensor: self._sum,
+            aten.mul.Tensor: self._product,
             aten.mean.dim: self._mean,
             aten.max_pool2d.default: self._max_pool,
             aten.upsample_nearest2d.vec: self._upsampling,
@@ -269,6 +271,10 @@ class _Writer:
         first, second, *_ = node.args
         fields = {"fusedActivationFunction": self._clamp(node)}
         self._operator("ADD", [self.values[first], self.values[second]], output, "AddOptions", fields)
+
+    def _product(self, node: fx.Node, output: int) -> None:
+        first, second, *_ = node.args
+        self._operator("MUL", [self.values[first], self.values[second]], output, "MulOptions")
 
     def _mean(self, node: fx.Node, output: int) -> None:
         source, axes, keep = _defaults(node, None, None, False)
