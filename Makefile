@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 OUT ?= demo
 DATA ?= ../shared/datasets/mtd
 WORK ?= runs
+QUALITY ?=
 # A backend that the toolkit installs must not be skipped.
 REQUIRED := --require-backend openvino --require-backend litert --require-backend onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint system results clean bench-mtd-first
+.PHONY: help demo test quick lint system results clean bench-mtd-first bench-quality
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,10 +56,13 @@ lint: $(VENV)/dev.done  ## ruff, mypy --strict on edge and firmware_bridge, impo
 	$(BIN)/lint-imports
 
 bench-mtd-first: $(VENV)/toolkit.done  ## the whole way on the tile photographs in DATA; writes benchmarks/results/mtd-first.json
-	$(BIN)/python benchmarks/mtd_first.py --data $(DATA) --work $(WORK)/mtd-first
+	$(BIN)/python -m benchmarks.mtd_first --data $(DATA) --work $(WORK)/mtd-first
+
+bench-quality: $(VENV)/toolkit.done  ## every learning system, three seeds each; resumes; QUALITY="--rows weak --seeds 0 --jobs 2" makes a part
+	$(BIN)/python -m benchmarks.quality --data $(DATA) --work $(WORK)/quality $(QUALITY)
 
 results: $(VENV)/toolkit.done  ## regenerate the tables in docs/results.md and README.md from benchmarks/results
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) $(OUT) build *.egg-info

@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import results_file
+from benchmarks import results_file, verbs
 
 TARGETS = ("openvino", "tensorrt", "edgetpu")
 SEED = 0
@@ -27,15 +25,8 @@ def edgeqc(work: Path, label: str, *words: object) -> tuple[int, Any]:
     if output.is_file():
         record = json.loads(output.read_text())
         return record["exit_code"], record["result"]
-    command = [
-        str(Path(sys.executable).with_name("edgeqc")),
-        *map(str, words),
-        "--json",
-        str(output) + ".new",
-    ]
-    print("$ edgeqc", *map(str, words), flush=True)
     start = time.monotonic()
-    code = subprocess.run(command, check=False).returncode
+    code = verbs.edgeqc(*words, "--json", str(output) + ".new")
     if code in (1, 2, 4):
         raise SystemExit(f"{label} ended with exit code {code}")
     result = json.loads(Path(str(output) + ".new").read_text())
@@ -65,7 +56,7 @@ def main() -> None:
     run = work / "run"
     edgeqc(work, "train", "train", "--data", data, "--out", run, "--seed", SEED)
     facts = json.loads((run / "run.json").read_text())
-    note = f"{pretrained(facts['training'])}; trained {facts['created'][:16]}"
+    note = f"{results_file.pretrained(facts['training'])}; trained {facts['created'][:16]}"
     minutes = elapsed_s(work, "train") / 60
     what = "`edgeqc train`, no flag but --data, --out and --seed"
     add("train.time", what, minutes, unit="min", bar="<= 20", passed=minutes <= 20, note=note)
@@ -117,12 +108,6 @@ def main() -> None:
     sinks = ("--sink", f"overlay:{work / 'overlays'}", "--sink", f"jsonl:{work / 'verdicts.jsonl'}")
     edgeqc(work, "run", "run", artifacts[0], data, "--limit", 40, *sinks)
     print(results_file.write("mtd-first", "make bench-mtd-first", [SEED], rows))
-
-
-def pretrained(training: dict[str, Any]) -> str:
-    """Where the encoder came from, without the path on this machine."""
-    said = str(training.get("pretrained", ""))
-    return said.replace(str(Path(said.split()[-1]).parent) + "/", "") if "/" in said else said
 
 
 if __name__ == "__main__":

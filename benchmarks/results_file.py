@@ -29,17 +29,39 @@ def row(
     return {"id": id, "what": what, "value": value, "unit": unit, "bar": bar, "passed": passed, "note": note}
 
 
-def write(name: str, command: str, seeds: list[int], rows: list[dict[str, Any]]) -> Path:
-    """Write the file with the commit, date and machine it was measured on."""
-    commit = subprocess.run(
+def value_text(row: dict[str, Any]) -> str:
+    """The value as people read it: three digits that count, the unit, `not run` where there is none."""
+    value = row["value"]
+    if value is None:
+        return "not run"
+    text = f"{value:.3g}" if isinstance(value, float) and abs(value) >= 1 else (
+        f"{value:.3f}" if isinstance(value, float) else str(value)
+    )  # fmt: skip
+    return f"{text} {row['unit']}".strip()
+
+
+def commit() -> str:
+    """The commit that is checked out, marked `-dirty` where files differ from it."""
+    found = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
+    return found or "not a git checkout"
+
+
+def pretrained(training: dict[str, Any]) -> str:
+    """Where the encoder came from, as `run.json` says it, without the path on this machine."""
+    said = str(training.get("pretrained", ""))
+    return said.replace(str(Path(said.split()[-1]).parent) + "/", "") if "/" in said else said
+
+
+def write(name: str, command: str, seeds: list[int], rows: list[dict[str, Any]]) -> Path:
+    """Write the file with the commit, date and machine it was measured on."""
     path = RESULTS / f"{name}.json"
     write_json(
         path,
         {
             "command": command,
-            "commit": commit or "not a git checkout",
+            "commit": commit(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": {
                 "processor": processor_family(),

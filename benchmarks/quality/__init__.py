@@ -1,0 +1,1 @@
+"""`make bench-quality`: the learning systems against each other on real photographs, three seeds each."""
