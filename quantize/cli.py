@@ -125,11 +125,33 @@ def _configure_train(parser: ArgumentParser) -> None:
         "--precision",
         help="Lightning Fabric's: 32-true, bf16-mixed, ...; auto is bf16 where the processor computes in it",
     )
+    decision = parser.add_argument_group("the verdict's threshold (none of it touches the training)")
+    decision.add_argument(
+        "--rule",
+        default="f1",
+        choices=("f1", "youden", "fixed", "risk"),
+        help="highest F1 or Youden index on val, --threshold, or --max-miss-rate (default: %(default)s)",
+    )
+    decision.add_argument("--threshold", type=float, metavar="T", help="in logits, with --rule fixed")
+    decision.add_argument(
+        "--max-miss-rate",
+        type=float,
+        metavar="A",
+        help="share of defective parts that may be missed, with --rule risk; counted on split decide",
+    )
+    decision.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="C",
+        help="of the bounds on misses and false alarms (default: %(default)s)",
+    )
 
 
 def _run_train(options: Namespace) -> Outcome:
     from edge.errors import InputError
     from edge.preprocess import Framing
+    from quantize.decision import DecisionRule, explain
     from quantize.training.balance import BalanceConfig
     from quantize.training.config import TrainingConfig
     from quantize.training.job import Job, train
@@ -156,13 +178,20 @@ def _run_train(options: Namespace) -> Outcome:
             framing=None if options.framing == "auto" else Framing(options.framing, options.overlap),
             pretrained="" if options.from_scratch else options.pretrained,
             config=TrainingConfig(**given),
+            decision=DecisionRule(options.rule, options.threshold, options.max_miss_rate, options.confidence),
         )
     )
     text = f"{trained.run}: trained in {trained.seconds / 60:.1f} min, {trained.pretrained}"
     if trained.metrics:  # the first process of several measures
-        text += f"\nval: {_sentence(trained.metrics)}"
+        text += f"\nval: {_sentence(trained.metrics)}\n{explain(trained.decision)}"
     return Outcome(
-        text=text, data={"run": str(trained.run), "seconds": trained.seconds, "val": trained.metrics}
+        text=text,
+        data={
+            "run": str(trained.run),
+            "seconds": trained.seconds,
+            "val": trained.metrics,
+            "decision": trained.decision,
+        },
     )
 
 

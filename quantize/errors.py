@@ -2,7 +2,7 @@
 
 ```
 EdgeError
-  QuantizeError: CalibrationError, BudgetError
+  QuantizeError: CalibrationError, BudgetError, GuaranteeError
 ```
 """
 
@@ -23,5 +23,11 @@ class CalibrationError(QuantizeError):
 
 class BudgetError(QuantizeError):
     """The quantized network was measured and changes more verdicts than the budget allows."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class GuaranteeError(QuantizeError):
+    """The parts that were kept for it do not support the bound on the miss rate that was asked for."""
 
     exit_code: ClassVar[int] = 3

@@ -19,9 +19,11 @@ from edge.folders import new_folder, refuse_existing, write_json
 from edge.predictions import predict
 from edge.preprocess import Framing
 from edge.progress import step
+from edge.samples import DECIDE, dataset_digest
 from quantize.data.dataset import Dataset, open_dataset
 from quantize.data.framed import FramedSet, frame_samples
 from quantize.data.sizing import InputChoice, choose_input
+from quantize.decision import DecisionRule, check_decidable
 from quantize.evaluation import evaluate
 from quantize.models import build
 from quantize.models.pixel_only import PixelOnly
@@ -46,7 +48,8 @@ class Job:
     ``model`` goes to ``quantize.models.build``; its ``channels`` are taken from the data where it names none.
     ``input_size`` is (width, height); it and ``framing`` are chosen from the data where they are None
     (``quantize.data.sizing``). ``pretrained`` is a file or folder, None looks in the usual places, and
-    an empty string asks for training from scratch.
+    an empty string asks for training from scratch. ``decision`` does not touch the training: an unfinished one
+    goes on under another rule.
     """
 
     data: Path
@@ -56,28 +59,33 @@ class Job:
     framing: Framing | None = None
     pretrained: str | None = None
     config: TrainingConfig = field(default_factory=TrainingConfig)
+    decision: DecisionRule = field(default_factory=DecisionRule)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The RUN folder and its metrics on ``val``."""
+    """The RUN folder, its metrics on ``val`` and its decision as ``run.json`` has it."""
 
     run: Path
     metrics: dict[str, Any]
     pretrained: str
     seconds: float
+    decision: dict[str, Any]
 
 
 def train(job: Job) -> Trained:
     """Train, choose the thresholds and write the RUN folder; or go on with an interrupted training.
 
-    Raises ``InputError`` before anything is written if the data or the options cannot be used.
+    Raises ``InputError`` before anything is written if the data or the options cannot be used, and
+    ``GuaranteeError`` if split ``decide`` does not support the miss rate that was asked for: before the training
+    where its size says so, after it where the scores do, and then the training is kept to go on from.
     """
     refuse_existing(job.out)
     fabric = make_fabric(job.config)
     dataset = open_dataset(job.data)
     for finding in dataset.findings:
         print(f"warning: {finding}", file=sys.stderr)
+    held_out = check_decidable(job.decision, dataset.samples)
     model_config = {"channels": dataset.channels, **job.model}
     choice = choose_input(dataset, job.input_size, job.framing)
     print(choice.explanation, file=sys.stderr)
@@ -99,7 +107,7 @@ def train(job: Job) -> Trained:
         "model": model_config,
         "input": asdict(spec),
         "framing": asdict(job.framing),
-        "data": dataset.digest,
+        "data": _training_digest(dataset),
         "pretrained": str(encoder.path) if encoder else None,
         "training": job.config.as_dict(),
     }
@@ -111,13 +119,15 @@ def train(job: Job) -> Trained:
         fabric, model, train_set, val_set, job.config, pretrained=encoder is not None, checkpoint=checkpoint
     )
     metrics: dict[str, Any] = {}
+    decision: dict[str, Any] = {}
     if fabric.is_global_zero:
         model.to("cpu").load_state_dict(fitted.state)
         if isinstance(model, PixelOnly):
             model.pooling = choose_pooling(model, val_set)
             model_config["pooling"] = model.pooling
         with TorchSession(model, spec) as session:
-            thresholds = choose_thresholds(session, spec, job.framing, val_samples)
+            thresholds = choose_thresholds(session, spec, job.framing, val_samples, held_out, job.decision)
+        decision = thresholds.decision.as_dict()
         facts = _facts(job, choice, dataset, model_config, thresholds, fitted, pretrained)
         with new_folder(job.out) as staging:
             write_run(staging, fitted.state, facts, {})
@@ -130,7 +140,13 @@ def train(job: Job) -> Trained:
             )
         checkpoint.remove()
     fabric.barrier()
-    return Trained(job.out, metrics, pretrained, fitted.progress.seconds)
+    return Trained(job.out, metrics, pretrained, fitted.progress.seconds, decision)
+
+
+def _training_digest(dataset: Dataset) -> str:
+    """Digest of what the weights depend on: more parts in split ``decide`` need no new training."""
+    used = [sample for sample in dataset.samples if sample.split != DECIDE]
+    return dataset.digest if len(used) == len(dataset.samples) else dataset_digest(used)
 
 
 def _learnable(framed: FramedSet, split: str) -> FramedSet:
