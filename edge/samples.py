@@ -8,10 +8,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.backend import entry_points
 from edge.errors import InputError
 from edge.folders import sha256
 
 TABLE = "samples.csv"
+READER_GROUP = "edgeqc.readers"
 REQUIRED = ("image", "mask", "defective", "split")
 # The split that only bounds the miss rate of the verdicts: whatever else uses it makes that bound worthless.
 DECIDE = "decide"
@@ -25,7 +27,7 @@ class Sample:
         id: the image's path relative to the data set, as written in the table.
         mask: mask file, or None (good, or not labelled).
         group: ties photographs of the same part together; the id itself where the table has none.
-        row: line in `samples.csv`, counted from 1 with the header.
+        row: line in `samples.csv`, counted from 1 with the header; 0 where a reader of another layout made it.
     """
 
     id: str
@@ -37,18 +39,53 @@ class Sample:
     defect_type: str
     row: int
 
+    @property
+    def where(self) -> str:
+        """The place to look for it, for messages."""
+        return f"{TABLE} row {self.row}" if self.row else self.id
+
 
 def read_samples(folder: str | Path, split: str | None = None) -> list[Sample]:
     """Read and check the table; with `split`, return that split only (the whole table is checked even so).
+
+    A folder without the table is shown to the readers of other layouts (entry-point group `edgeqc.readers`).
 
     Raises:
         InputError: naming the row: a missing column or file, a bad value, an image listed twice, a group in
             two splits; or no sample in `split`.
     """
     folder = Path(folder)
+    samples = read_rows(folder)
+    _check_table(folder, samples)
+    if split is None:
+        return samples
+    chosen = [sample for sample in samples if sample.split == split]
+    if not chosen:
+        there = ", ".join(sorted({sample.split for sample in samples})) or "an empty table"
+        raise InputError(
+            f"{folder} has no sample in split `{split}`", wanted="a split of the data set", got=there
+        )
+    return chosen
+
+
+def read_rows(folder: Path) -> list[Sample]:
+    """Read every row by itself: images listed twice and groups in two splits are left to be found.
+
+    Raises:
+        InputError: naming the row: a missing column or file, a bad value.
+    """
     table = folder / TABLE
     if not table.is_file():
-        raise InputError(f"{folder} is not a data set", wanted=f"a folder with {TABLE}", got="no such file")
+        for point in entry_points(READER_GROUP):
+            found: list[Sample] | None = point.load()(folder)
+            if found is not None:
+                return found
+        raise InputError(
+            f"{folder} is not a data set",
+            wanted=f"a folder with {TABLE}, or a published layout",
+            got="no such file",
+            next_step="docs/data.md has both",
+        )
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -57,19 +94,9 @@ def read_samples(folder: str | Path, split: str | None = None) -> list[Sample]:
                 raise InputError(
                     f"{table} lacks columns", wanted=",".join(REQUIRED), got=",".join(reader.fieldnames or ())
                 )
-            samples = [_sample(folder, reader.line_num, row) for row in reader]
+            return [_sample(folder, reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as exc:
         raise InputError(f"{table} is not a CSV file in UTF-8", got=str(exc)) from exc
-    _check_table(table, samples)
-    if split is None:
-        return samples
-    chosen = [sample for sample in samples if sample.split == split]
-    if not chosen:
-        there = ", ".join(sorted({sample.split for sample in samples})) or "an empty table"
-        raise InputError(
-            f"{table} has no sample in split `{split}`", wanted="a split of the table", got=there
-        )
-    return chosen
 
 
 def _sample(folder: Path, row: int, cells: dict[str, str | None]) -> Sample:
@@ -107,20 +134,20 @@ def _sample(folder: Path, row: int, cells: dict[str, str | None]) -> Sample:
     )
 
 
-def _check_table(table: Path, samples: list[Sample]) -> None:
+def _check_table(folder: Path, samples: list[Sample]) -> None:
     first: dict[str, Sample] = {}
     groups: dict[str, Sample] = {}
     for sample in samples:
         twin = first.setdefault(sample.id, sample)
         if twin is not sample:
             raise InputError(
-                f"{table} row {sample.row}: image {sample.id} is listed already in row {twin.row}"
+                f"{folder / sample.where}: image {sample.id} is listed already in row {twin.row}"
             )
         other = groups.setdefault(sample.group, sample)
         if other.split != sample.split:
             raise InputError(
-                f"{table} row {sample.row}: group {sample.group} is in two splits",
-                wanted=f"split {other.split} as in row {other.row}",
+                f"{folder / sample.where}: group {sample.group} is in two splits",
+                wanted=f"split {other.split} as {other.where}",
                 got=sample.split,
                 next_step="photographs of the same part belong in one split",
             )

@@ -29,7 +29,7 @@ def overlaps(predictions: Predictions, samples: Sequence[Sample]) -> list[Overla
             truth = read_mask(sample)
             if truth.shape != predicted.shape:
                 raise InputError(
-                    f"samples.csv row {sample.row}: the mask does not fit the prediction",
+                    f"{sample.where}: the mask does not fit the prediction",
                     wanted=truth.shape,
                     got=predicted.shape,
                 )

@@ -19,23 +19,35 @@ from edge.errors import InputError
 from edge.folders import sha256
 from edge.images import read_image
 from edge.progress import progress
-from edge.samples import Sample, dataset_digest, read_samples
+from edge.samples import TABLE, Sample, dataset_digest, read_samples
+from quantize.data.layouts import find_layout
 
 ROWS_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something allowed and suspicious: ``kind`` for programs, ``text`` for people, the rows it is in."""
+    """Something allowed that deserves a look: ``kind`` for programs, ``text`` for people, the samples it is in.
+
+    Without samples it is about the whole data set.
+    """
 
     kind: str
     text: str
-    rows: tuple[int, ...]
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of ``samples.csv``, 0 for other layouts."""
+        return tuple(sample.row for sample in self.samples)
 
     def __str__(self) -> str:
-        named = ", ".join(str(row) for row in self.rows[:ROWS_NAMED])
-        more = f" and {len(self.rows) - ROWS_NAMED} more" if len(self.rows) > ROWS_NAMED else ""
-        return f"{len(self.rows)} x {self.text} (samples.csv row {named}{more})"
+        if not self.samples:
+            return self.text
+        native = all(self.rows)
+        named = ", ".join(str(s.row) if native else s.id for s in self.samples[:ROWS_NAMED])
+        more = f" and {len(self.samples) - ROWS_NAMED} more" if len(self.samples) > ROWS_NAMED else ""
+        return f"{len(self.samples)} x {self.text} ({'samples.csv row ' if native else ''}{named}{more})"
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,12 @@ class Dataset:
         return {
             "digest": self.digest,
             "counts": self.counts(),
-            "findings": [{"kind": f.kind, "count": len(f.rows), "text": str(f)} for f in self.findings],
+            "findings": [{"kind": f.kind, "count": len(f.samples), "text": str(f)} for f in self.findings],
         }
 
 
 def open_dataset(folder: str | Path, split: str | None = None, *, masks: bool = True) -> Dataset:
-    """Read and check a native data set, all of it or one split.
+    """Read and check a data set, native or in a published layout, all of it or one split.
 
     With ``masks=False`` no mask file is opened and no sample has one: what training from labels alone sees.
 
@@ -91,6 +103,7 @@ def open_dataset(folder: str | Path, split: str | None = None, *, masks: bool = 
     """
     root = Path(folder)
     samples = read_samples(root, split)
+    layout = None if (root / TABLE).is_file() else find_layout(root)
     if not masks:
         samples = [replace(sample, mask=None) for sample in samples]
     same_bytes: dict[str, list[Sample]] = defaultdict(list)
@@ -111,7 +124,7 @@ def open_dataset(folder: str | Path, split: str | None = None, *, masks: bool = 
             mask = read_mask(sample)
             if mask.shape != image.shape[:2]:
                 raise InputError(
-                    f"samples.csv row {sample.row}: the mask has another size than its image",
+                    f"{sample.where}: the mask has another size than its image",
                     wanted=f"{image.shape[1]} x {image.shape[0]} ({sample.image.name})",
                     got=f"{mask.shape[1]} x {mask.shape[0]} ({sample.mask.name})",
                 )
@@ -121,6 +134,7 @@ def open_dataset(folder: str | Path, split: str | None = None, *, masks: bool = 
                 contradictory.append(sample)
     duplicates = [s for same in same_bytes.values() if len(same) > 1 for s in same[1:]]
     findings = [
+        None if layout is None else Finding("layout", layout.NOTE),
         _finding("empty-mask", "defective, but the mask is empty; left out of the mask metrics", empty),
         _finding("no-mask", "defective without a mask; trains the verdict only", unlabelled),
         _finding("good-with-mask", "called good, but the mask is not empty", contradictory),
@@ -148,7 +162,7 @@ def _read(sample: Sample, path: Path) -> NDArray[np.uint8]:
         return read_image(path)
     except InputError as error:
         raise InputError(
-            f"samples.csv row {sample.row}: {error.what}",
+            f"{sample.where}: {error.what}",
             wanted=error.wanted,
             got=error.got,
             next_step=error.next_step,
@@ -156,4 +170,4 @@ def _read(sample: Sample, path: Path) -> NDArray[np.uint8]:
 
 
 def _finding(kind: str, text: str, samples: Sequence[Sample]) -> Finding | None:
-    return Finding(kind, text, tuple(sample.row for sample in samples)) if samples else None
+    return Finding(kind, text, tuple(samples)) if samples else None

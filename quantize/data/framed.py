@@ -56,7 +56,7 @@ def frame_samples(samples: Sequence[Sample], spec: InputSpec, framing: Framing) 
             framed, placement = frame_to_tiles(read_image(sample.image), spec, framing)
         except InputError as error:
             raise InputError(
-                f"samples.csv row {sample.row}: {error.what}",
+                f"{sample.where}: {error.what}",
                 wanted=error.wanted,
                 got=error.got,
                 next_step=error.next_step,
