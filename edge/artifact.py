@@ -57,8 +57,8 @@ class Decision:
     """Verdict = defect logit >= threshold.
 
     Attributes:
-        threshold: tau in logits, chosen once by `train` on full-precision scores of `val`.
-        rule: how it was chosen.
+        threshold: tau in logits, chosen once by `train` on full-precision scores.
+        rule: how it was chosen: f1, youden, fixed or risk.
         labels: names of the two verdicts, good first.
         mask_threshold: in mask logits.
     """

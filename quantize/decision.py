@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge.errors import InputError
+from edge.folders import sha256
 from edge.samples import DECIDE, Sample, dataset_digest
 from quantize.errors import GuaranteeError
 from quantize.guarantee import (
@@ -164,9 +165,32 @@ def check_decidable(rule: DecisionRule, samples: Sequence[Sample]) -> list[Sampl
         parts = count_defective_parts((sample.group, sample.defective) for sample in held_out)
         where = f"split `{DECIDE}`" if held_out else f"a data set without a split `{DECIDE}`"
         check_enough_parts(parts, rule.max_miss_rate, rule.confidence, where)
-    if held_out:
-        _refuse_copies(samples)
+    refuse_copies(samples)
     return held_out
+
+
+def refuse_copies(samples: Sequence[Sample]) -> None:
+    """The bytes of an image in ``decide`` may be in no other part of the data set: a copy is no new part.
+
+    Raises:
+        InputError: naming both rows.
+    """
+    if not any(sample.split == DECIDE for sample in samples):
+        return
+    first: dict[str, Sample] = {}
+    for sample in sorted(samples, key=lambda sample: sample.split != DECIDE):
+        digest = sha256(sample.image)
+        twin = first.get(digest)
+        if twin is None:
+            if sample.split == DECIDE:
+                first[digest] = sample
+        elif sample.group != twin.group:
+            raise InputError(
+                f"an image of split `{DECIDE}` is in the data set twice, so it is no part of its own",
+                wanted=f"images of `{DECIDE}` in no other split and in one group only",
+                got=f"{twin.id} (row {twin.row}) and {sample.id} (row {sample.row}, split {sample.split})",
+                next_step="remove one of them, or give both the same group",
+            )
 
 
 def decide(val: Scored, held_out: Scored | None, rule: DecisionRule = HIGHEST_F1) -> ChosenThreshold:
@@ -311,27 +335,3 @@ def _bounded_threshold(val: Scored, held_out: Scored, rule: DecisionRule) -> flo
         next_step="the trained network is kept: the same command with another decision (--max-miss-rate, --rule)"
         " or with more parts in `decide` goes on from there without training",
     )
-
-
-def _refuse_copies(samples: Sequence[Sample]) -> None:
-    """The bytes of an image in ``decide`` may be in no other part of the data set: a copy is no new part.
-
-    Raises:
-        InputError: naming both rows.
-    """
-    from edge.folders import sha256
-
-    first: dict[str, Sample] = {}
-    for sample in sorted(samples, key=lambda sample: sample.split != DECIDE):
-        digest = sha256(sample.image)
-        twin = first.get(digest)
-        if twin is None:
-            if sample.split == DECIDE:
-                first[digest] = sample
-        elif sample.group != twin.group:
-            raise InputError(
-                f"an image of split `{DECIDE}` is in the data set twice, so it is no part of its own",
-                wanted=f"images of `{DECIDE}` in no other split and in one group only",
-                got=f"{twin.id} (row {twin.row}) and {sample.id} (row {sample.row}, split {sample.split})",
-                next_step="remove one of them, or give both the same group",
-            )

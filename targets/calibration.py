@@ -17,6 +17,7 @@ from edge.preprocess import Framing, InputSpec, frame_to_tiles
 from edge.progress import progress
 from edge.samples import Sample
 from quantize.errors import CalibrationError
+from targets.gate import refuse_decide
 
 DEFAULT_COUNT = 128
 MINIMUM = 8
@@ -42,7 +43,9 @@ def choose(samples: Sequence[Sample], count: int, seed: int = 0) -> list[Sample]
 
     Raises:
         CalibrationError: fewer than `MINIMUM` samples, or none of one kind.
+        InputError: samples of split `decide`.
     """
+    refuse_decide(samples, "calibration")
     strata: dict[tuple[bool, str], list[Sample]] = defaultdict(list)
     for sample in samples:
         strata[sample.defective, sample.defect_type if sample.defective else ""].append(sample)

@@ -25,6 +25,7 @@ from edge.inspector import Inspector
 from edge.predictions import Predictions, predict
 from edge.progress import step
 from edge.samples import Sample, dataset_digest, read_samples
+from quantize.decision import refuse_copies
 from quantize.reference import open_run as open_reference
 from quantize.run import Run
 from targets import calibration, parity
@@ -74,7 +75,7 @@ def export(
     """Export `run` for `target` into the new folder `out`.
 
     Raises:
-        InputError: bad data set, existing `out`.
+        InputError: bad data set, copies of its split `decide` elsewhere in it, existing `out`.
         CalibrationError: unusable calibration samples, or images shared with `val`.
         TargetError: the network cannot be lowered, or the profile does not allow it.
     """
@@ -93,6 +94,7 @@ def export(
     val = read_samples(data, "val")
     chosen = calibration.choose(train, min(calibration_count, len(train)), seed)
     calibration.refuse_overlap(chosen, val)
+    refuse_copies(samples)
     frames = calibration.frame(chosen, run.input, run.framing)
     network = Network(run.load_model(), run.input, frames.tiles, name=run.name, facts=_format_facts(run))
 
@@ -174,7 +176,9 @@ def _facts(
     run: Run, target: Target, profile: Profile, frames: calibration.CalibrationSet, reference: Predictions
 ) -> dict[str, Any]:
     """Manifest fields that do not depend on the candidate."""
-    decision = dict(run.facts["decision"])
+    # An older RUN says nothing of a guarantee; the manifest always does.
+    silent = {"guarantee": None, "guarantee_reason": "the RUN was trained by a version that gave none"}
+    decision = silent | run.facts["decision"]
     return {
         "name": run.name,
         "version": f"{str(run.facts.get('created', ''))[:10] or 'undated'}+{run.digest[:8]}",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import InputError
+from edge.samples import DECIDE, Sample
 
 _SHARES = ("max_flip_share", "min_mask_agreement", "max_f1_drop", "max_seg_recall_drop")
 
@@ -80,6 +81,21 @@ class Budget:
             (self.max_seg_recall_drop, "Seg_Recall falls by at most {:.3f}"),
         )
         return [text.format(limit) for limit, text in texts if limit is not None]
+
+
+def refuse_decide(samples: Sequence[Sample], use: str) -> None:
+    """Split `decide` bounds the miss rate of the verdicts, and does so only as long as nothing is chosen by it.
+
+    Raises:
+        InputError: one of `samples` is of that split; `use` says what they were wanted for.
+    """
+    kept = next((sample for sample in samples if sample.split == DECIDE), None)
+    if kept is not None:
+        raise InputError(
+            f"split `{DECIDE}` is kept for the guarantee on the miss rate and is no data for {use}",
+            wanted="another split, such as val or test",
+            got=f"{kept.id} (row {kept.row})",
+        )
 
 
 def configure_budget(parser: ArgumentParser) -> None:

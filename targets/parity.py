@@ -29,7 +29,7 @@ from edge.predictions import Predictions, predict
 from edge.samples import Sample, read_samples
 from quantize.evaluation import overlaps
 from quantize.metrics import decision_metrics, overlap
-from targets.gate import Budget, budget_from, configure_budget
+from targets.gate import Budget, budget_from, configure_budget, refuse_decide
 
 FULL_PRECISION = "fp32"
 
@@ -95,9 +95,10 @@ def compare(
         `n`, `reference`, `artifacts`, `cross` as documented; what cannot be measured is NaN.
 
     Raises:
-        InputError: the predictions are not of these samples or of other image bytes, thresholds differ, or
-            two candidates share a name.
+        InputError: the predictions are not of these samples or of other image bytes, thresholds differ, two
+            candidates share a name, or the samples are of split `decide`.
     """
+    refuse_decide(samples, "a gate")
     budget = budget or Budget()
     reference, candidates = align(reference, candidates, samples)
     metrics = _metrics(reference, samples)
@@ -327,6 +328,7 @@ def run_parity(arguments: Namespace) -> Outcome:
     refuse_existing(arguments.out)
     budget = budget_from(arguments)
     samples = read_samples(arguments.data, arguments.split)
+    refuse_decide(samples, "a gate")  # before anything is measured on it
     reference = load_or_produce(arguments.reference, samples)
     _check_full_precision(reference, arguments.reference)
     candidates = []
