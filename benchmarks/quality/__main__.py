@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import results_file, verbs
@@ -18,19 +19,22 @@ from benchmarks.quality.report import rows
 from benchmarks.quality.runs import Record, RunError, RunStore, source_digest
 from benchmarks.quality.systems import EPOCHS, SEEDS, SPEED, Plan, System, default_systems
 
+PRETRAINED = Path("../shared/pretrained")
+
 
 def main(words: Sequence[str] | None = None, verb: Callable[..., int] = verbs.edgeqc) -> int:
     """Do what the command line says; `verb` runs `edgeqc`. Exit code 1: a run could not be made."""
     table = default_systems()
     options = _options(table, words)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    store = RunStore(options.work, options.data, max(1, cores // options.jobs), options.jobs, verb)
+    threads = max(1, cores // options.jobs)
+    store = RunStore(options.work, options.data, threads, options.jobs, options.pretrained, verb)
     every = [Plan(system, seed, system.epochs or options.epochs) for seed in SEEDS for system in table]
     asked = [plan for plan in every if plan.system.id in options.rows and plan.seed in options.seeds]
     alone = Plan(SPEED, SEEDS[0], SPEED.epochs or options.epochs)
     failures = [] if options.only_report else make_all(store, asked)
     if SPEED.id in options.rows and not options.only_report:
-        failures += make_all(RunStore(options.work, options.data, cores, verb=verb), [alone])
+        failures += make_all(replace(store, threads=cores, jobs=1), [alone])
     records: dict[str, dict[int, Record]] = {system.id: {} for system in table}
     for plan in every:
         if (record := store.made(plan)) is not None:
@@ -97,6 +101,13 @@ def _options(table: Sequence[System], words: Sequence[str] | None) -> argparse.N
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/datasets/mtd"))
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    shared = None if os.environ.get("EDGEQC_PRETRAINED") or not PRETRAINED.is_dir() else PRETRAINED
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        default=shared,
+        help=f"encoders, file or folder (default: EDGEQC_PRETRAINED, {PRETRAINED}, where train looks)",
+    )
     parser.add_argument("--rows", type=rows_named, default=ids, help=f"some of {','.join(ids)}")
     parser.add_argument("--seeds", type=seeds_named, default=list(SEEDS), help="some of 0,1,2")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of every row (default: %(default)s)")

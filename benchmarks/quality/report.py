@@ -36,7 +36,12 @@ METRICS = {
 }
 # What a recipe is chosen by; `test` is for the verdict on it.
 VAL_METRICS = ("ap", "seg_miou", "seg_recall", "positive_iou")
-SPEEDS = {"images_per_s": "training images/s", "data_share": "share of time waiting", "minutes": "training"}
+SPEEDS = {
+    "images_per_s": "training, images/s",
+    "parts_per_s": "training on parts of the tiles, images/s",
+    "data_share": "share of the time spent waiting for data",
+    "minutes": "training",
+}
 
 # (system, metric) -> at least this, mean over seeds.
 AT_LEAST = {
@@ -133,7 +138,7 @@ def _difference_row(analysis: Analysis, system: System, reference: str, metric: 
     found = analysis.difference(system.id, reference, metric)
     if found is None:
         return None if bar is None else results_file.row(id, what, None, bar=text, note="not run")
-    note = f"95 % {found.low:+.3g} to {found.high:+.3g}"
+    note = f"95 % {found.low:+.3f} to {found.high:+.3f}"
     if not found.distinguishable:
         note += ", not distinguishable"
     if len(found.seeds) < len(SEEDS):

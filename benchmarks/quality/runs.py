@@ -59,7 +59,7 @@ class Record:
 
     @property
     def speed(self) -> dict[str, float | None]:
-        """`images_per_s`, `data_share`, `minutes`; None where the training did not report it."""
+        """`images_per_s`, `parts_per_s`, `data_share`, `minutes`; None where the training did not report it."""
         return dict(self.facts["speed"])
 
     def recipe(self) -> dict[str, Any]:
@@ -72,12 +72,16 @@ class Record:
 
 @dataclass(frozen=True)
 class RunStore:
-    """The runs in a work folder. `verb` runs `edgeqc`; a test puts its own in."""
+    """The runs in a work folder.
+
+    `pretrained` is where `edgeqc train` finds encoders, None where it looks by itself. `verb` runs `edgeqc`.
+    """
 
     work: Path
     data: Path
     threads: int
     jobs: int = 1
+    pretrained: Path | None = None
     verb: Callable[..., int] = verbs.edgeqc
 
     def made(self, plan: Plan) -> Record | None:
@@ -103,7 +107,10 @@ class RunStore:
             run = folder / "run"
             if not run.exists():  # it appears by one rename when the training is done
                 self._note_start(folder)
-                self._run(folder, lock, "train", "--data", self.data, "--out", run, *plan.words)
+                places = ["--data", self.data, "--out", run]
+                if self.pretrained is not None:  # named, so that its absence is an error and not another row
+                    places += ["--pretrained", self.pretrained]
+                self._run(folder, lock, "train", *places, *plan.words)
             for split in SPLITS:
                 answers = folder / f"{split}.npz"
                 if not answers.is_file():
@@ -140,7 +147,7 @@ class RunStore:
             "words": plan.words,
             "starts": json.loads((folder / "start.json").read_text(encoding="utf-8")),
             **{key: run[key] for key in ("model", "input", "framing", "decision", "training", "created")},
-            "speed": _speed(metrics.get("history") or [], run["training"].get("seconds")),
+            "speed": _speed(metrics.get("history") or [], run["training"]),
             "tables": {split: table.as_dict() for split, table in tables.items()},
         }
         write_json(self.work / "made" / f"{plan.label}.json", record)
@@ -153,14 +160,30 @@ def source_digest() -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _speed(history: list[dict[str, float]], seconds: float | None) -> dict[str, float | None]:
-    """Medians over the epochs; the first one warms up, and counts only where it is alone."""
-    epochs = history[1:] or history
-    speed: dict[str, float | None] = {"minutes": None if seconds is None else seconds / 60}
-    for name in ("images_per_s", "data_share"):
-        values = [epoch[name] for epoch in epochs if epoch.get(name) is not None]
-        speed[name] = statistics.median(values) if values else None
-    return speed
+def _speed(history: list[dict[str, float]], training: dict[str, Any]) -> dict[str, float | None]:
+    """Medians over epochs; the first one warms up, and counts only where it is alone of its kind.
+
+    A training begins on parts of the tiles, which are faster: `images_per_s` is that of whole ones. The share of
+    the time that was spent waiting is that of the training as a whole.
+    """
+    seconds, epochs = training.get("seconds"), training.get("epochs")
+    begin = ((training.get("crop") or {}).get("until") or 0) * epochs if epochs else 0
+    timed = [epoch for epoch in history if epoch.get("images_per_s") and epoch.get("data_share") is not None]
+    whole = [epoch["images_per_s"] for epoch in timed if epoch["epoch"] - 1 >= begin]
+    parts = [epoch["images_per_s"] for epoch in timed if epoch["epoch"] - 1 < begin]
+    if parts:
+        parts = parts[1:] or parts
+    else:
+        whole = whole[1:] or whole
+    # Every epoch has the same number of images.
+    spent = sum(1 / epoch["images_per_s"] for epoch in timed)
+    waited = sum(epoch["data_share"] / epoch["images_per_s"] for epoch in timed)
+    return {
+        "minutes": None if seconds is None else seconds / 60,
+        "images_per_s": statistics.median(whole) if whole else None,
+        "parts_per_s": statistics.median(parts) if parts else None,
+        "data_share": waited / spent if spent else None,
+    }
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def differences_table(rows: list[Row]) -> str:
     lines = []
     for system, reference in pairs:
         found = [by_id.get(f"{system}.{metric}.minus.{reference}") for metric in DIFFERENCES]
-        cells = [f"{row['value']:+.3f} ({row['note']})" if row else "" for row in found]
+        cells = [f"{row['value']:+.3f} ({row['note'].removeprefix('95 % ')})" if row else "" for row in found]
         lines.append([f"`{system}`", f"`{reference}`", *cells])
     if not lines:
         return "not run"

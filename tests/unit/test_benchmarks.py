@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -342,9 +343,15 @@ class FakeVerbs:
         if words[0] == "train":
             out.mkdir()
             training = {"seed": int(said["--seed"]), "epochs_done": int(said["--epochs"]), "seconds": 60.0}
+            training |= {"epochs": 5, "crop": {"until": 0.4}}
             facts = {"model": {}, "input": {}, "framing": {}, "decision": {}, "created": "now"}
             (out / "run.json").write_text(json.dumps({**facts, "training": training}))
-            epochs = [{"images_per_s": speed, "data_share": 0.01} for speed in (10, 90, 100, 110)]
+            epochs = [
+                {"epoch": number, "images_per_s": speed, "data_share": share}
+                for number, (speed, share) in enumerate(
+                    [(50, 0.4), (200, 0.1), (90, 0.1), (100, 0), (110, 0)], 1
+                )
+            ]
             (out / "metrics.json").write_text(json.dumps({"history": epochs}))
             return 0
         samples = read_samples(self.data, said["--split"])
@@ -362,7 +369,7 @@ class TestRunStore:
         return write_dataset(tmp_path_factory.mktemp("data") / "tiny")
 
     def store(self, tmp_path, data, **changes) -> RunStore:
-        return RunStore(tmp_path / "work", data, 1, 1, FakeVerbs(data, **changes))
+        return RunStore(tmp_path / "work", data, threads=1, verb=FakeVerbs(data, **changes))
 
     def test_what_was_made_is_never_made_again(self, tmp_path, data):
         store = self.store(tmp_path, data)
@@ -370,7 +377,13 @@ class TestRunStore:
         record = store.make(self.plan)
         assert store.make(self.plan).facts == record.facts
         assert store.verb.asked == {"train": 1, "predict": 2}
-        assert record.speed == {"images_per_s": 100, "data_share": 0.01, "minutes": 1.0}
+        waited = (0.4 / 50 + 0.1 / 200 + 0.1 / 90) / sum(1 / speed for speed in (50, 200, 90, 100, 110))
+        assert record.speed == {
+            "images_per_s": 100,
+            "parts_per_s": 200,
+            "data_share": pytest.approx(waited),
+            "minutes": 1.0,
+        }
         assert record.source == source_digest() and len(record.commits) == 1
         table = record.tables["test"]
         assert (table.verdict == table.defective).all() and table.truth[table.defective].tolist() == [196] * 5
@@ -408,7 +421,7 @@ class TestRunStore:
             return 1
 
         with pytest.raises(RunError, match="exit code 1"):
-            RunStore(store.work, data, 1, 1, nested).make(self.plan)
+            replace(store, verb=nested).make(self.plan)
 
 
 class TestCommand:
