@@ -26,7 +26,7 @@ def draw_recall_by_area(rows: list[dict[str, Any]], path: Path) -> bool:
     import matplotlib.pyplot as plt
 
     with matplotlib.rc_context({"svg.hashsalt": "edgeqc", "font.size": 9}):
-        figure, axes = plt.subplots(1, len(MEASURES), figsize=(9, 3), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, len(MEASURES), figsize=(9, 3.2), sharey=True, layout="constrained")
         width = 0.8 / len(systems)
         for axis, (measure, title) in zip(axes, MEASURES.items()):
             for number, system in enumerate(systems):
@@ -36,8 +36,8 @@ def draw_recall_by_area(rows: list[dict[str, Any]], path: Path) -> bool:
             areas = [by_id[f"{systems[0]}.{measure}.{quarter}"]["what"] for quarter in quarters]
             names = [area.split(" of area ")[1].removesuffix(", `test`") for area in areas]
             axis.set_xticks(range(len(quarters)), names, fontsize=7)
-            axis.set(title=title, xlabel="defect area, quarters of `test`", ylim=(0, 1))
-        axes[0].legend(fontsize=7, loc="lower right")
+            axis.set(title=title, xlabel="defect area, quarters of `test`", ylim=(0, 1.02))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(systems))
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)

@@ -162,6 +162,29 @@ class TestBootstrap:
         assert not difference(lucky, worse, np.random.default_rng(0)).distinguishable
         assert difference(better, worse, np.random.default_rng(0)).distinguishable
 
+    def test_equal_systems_are_told_apart_about_as_rarely_as_promised(self):
+        random = np.random.default_rng(0)
+        parts = np.repeat(np.arange(40), 6).astype(str)
+
+        def told_apart(groups) -> float:
+            weights = np.concatenate([np.ones((1, 240)), group_weights(groups, 300, random)])
+            weights /= weights.sum(axis=1, keepdims=True)
+            times = 0
+            for _ in range(200):
+                systems = []
+                for _ in range(2):  # each takes to some parts, each training is a little lucky
+                    taste = np.repeat(random.normal(size=40), 6)
+                    means = [
+                        weights @ (taste + random.normal(0.1 * random.normal(), 1, 240)) for _ in range(3)
+                    ]
+                    systems.append({seed: (mean[0], mean[1:]) for seed, mean in enumerate(means)})
+                times += difference(*systems, random).distinguishable
+            return times / 200
+
+        assert told_apart(parts) < 0.12
+        # Drawing photographs as if each were a part of its own promises too much: the test can fail.
+        assert told_apart(np.arange(240).astype(str)) > 0.2
+
     def test_only_seeds_that_both_have_are_compared(self):
         ours = {seed: (1.0, np.ones(10)) for seed in (0, 1)}
         theirs = {seed: (0.0, np.zeros(10)) for seed in (1, 2)}
