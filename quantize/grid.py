@@ -30,13 +30,11 @@ from torchao.quantization.pt2e.quantizer import (
 
 from quantize.errors import CalibrationError, QuantizeError
 from quantize.quiet import quiet
-from quantize.ranges import DEFAULT_METHOD, LEVELS, RangeObserver
+from quantize.ranges import DEFAULT_METHOD, RangeObserver
 
 INPUT_SCALE = 1 / 128
 # A dead channel must not get a scale so small that its int32 bias overflows.
 SMALLEST_WEIGHT_SCALE = 2.0**-20
-# Of a bias, in steps of input scale times weight scale: half of what int32 holds, the sum comes on top.
-MOST_BIAS_STEPS = 2.0**30
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {_aten.conv2d.default, _aten.convolution.default}
@@ -232,25 +230,4 @@ def calibrate(
                 report(count)
     if count == 0:
         raise CalibrationError("there are no calibration images", wanted="at least one")
-    _let_biases_fit(prepared)
     return CalibratedGrid(prepared, tuple(input_shape), count, method)
-
-
-def _let_biases_fit(prepared: fx.GraphModule) -> None:
-    """Coarsen the input of a convolution whose bias would overflow int32 at the steps that its values ask for.
-
-    That is an input that was as good as 0 on every calibration image, so the coarser steps lose nothing.
-    """
-    for node in prepared.graph.nodes:
-        if node.target not in _CONVOLUTIONS or len(node.args) < 3 or node.args[2] is None:
-            continue
-        source, weight, bias = (_attribute(prepared, argument) for argument in node.args[:3])
-        if isinstance(source, RangeObserver):
-            scales, _ = weight.calculate_qparams()
-            least = float((bias.detach().abs() / scales).max()) / MOST_BIAS_STEPS * LEVELS
-            source.least = max(source.least, least)
-
-
-def _attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
-    """The observer or tensor of `graph` that `node` calls or reads."""
-    return operator.attrgetter(str(node.target))(graph)

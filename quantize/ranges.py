@@ -21,8 +21,10 @@ DEFAULT_METHOD = "minmax"
 PERCENTILE = 0.9999
 LEVELS = 127
 BINS = 4096
-# Below this a tensor is zero for every purpose; TFLite's multipliers want a normal number.
-SMALLEST_RANGE = 1e-5
+# Of tensors that are as good as 0 on every calibration image, e.g. the probability of a defect where none is seen.
+# Finer steps say nothing beside features and logits of 1 to 30, and runtimes refuse them: int32 cannot hold the bias
+# of a convolution that reads the tensor, and XNNPACK adds no tensors whose steps are 1024 times apart.
+SMALLEST_RANGE = 2.0**-4
 
 
 class RangeObserver(ObserverBase):
@@ -30,9 +32,6 @@ class RangeObserver(ObserverBase):
 
     The histogram spans [0, top); when a larger value comes, `top` doubles and neighbouring bins are merged,
     so no image is looked at twice and the order of images does not matter.
-
-    Attributes:
-        least: the range is not chosen smaller, however small the values are.
     """
 
     def __init__(self, method: str = DEFAULT_METHOD, dtype: torch.dtype = torch.int8, **facts: Any) -> None:
@@ -45,7 +44,6 @@ class RangeObserver(ObserverBase):
         self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
         self.register_buffer("largest", torch.zeros(()))
         self.top = 2.0**-10
-        self.least = SMALLEST_RANGE
 
     def forward(self, x: Tensor) -> Tensor:
         magnitude = x.detach().abs().flatten().float()
@@ -71,7 +69,7 @@ class RangeObserver(ObserverBase):
             largest = min(largest, edge * self.top / BINS)
         elif self.method == "mse" and largest > 0:
             largest = self._least_error(largest)
-        return max(largest, self.least)
+        return max(largest, SMALLEST_RANGE)
 
     def _least_error(self, largest: float) -> float:
         centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.top / BINS)

@@ -59,7 +59,8 @@ class PixelConfidence(nn.Module):
     """Pixel Confidence Module: a mask logit, corrected by what the pixels around it say.
 
     p = relu6(z + 3) / 6; the means of p over `WINDOWS`; and the confidence 1 - 4p(1 - p), which is 0 at p = 1/2
-    and 1 at certainty. z' = z + correction(those), with a correction of 0 to begin with.
+    and 1 at certainty. z' = z + correction(those), with a correction of 0 to begin with. Below -3 and above 3 a
+    logit is certain, and certain of the same: where no logit has reached -3 yet, there is nothing to correct.
 
     On the integer grid: 6p = relu6(3 + z) and 6(1 - p) = relu6(3 - z) are a convolution each, whose clamp is
     fused, and no tensor has an offset. p and its means come out of one convolution of constant weights, because

@@ -105,6 +105,25 @@ def test_the_outputs_have_their_own_scales_and_the_answers_are_close(grid):
             torch.testing.assert_close(counts, counts.round(), atol=1e-3, rtol=0)
 
 
+def test_a_product_reads_and_writes_steps_of_its_own():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            return (self.left(x) * self.right(x),)
+
+    torch.manual_seed(0)
+    network, images = Product().eval(), _images()
+    folded = calibrate(network, [images], input_shape=SHAPE)
+    (product,) = [node for node in folded.folded.graph.nodes if node.target == aten.mul.Tensor]
+    assert len({_scale(node) for node in (*product.args, product)}) == 3
+    with torch.no_grad():
+        away = folded.folded(images[:1])[0] - network(images[:1])[0]
+    assert float(away.abs().max()) < 5 * _scale(product)
+
+
 class _Sigmoid(nn.Module):
     def __init__(self):
         super().__init__()
@@ -193,7 +212,9 @@ def test_a_tensor_of_zeros_still_has_a_scale():
     observer = RangeObserver()
     observer(torch.zeros(10))
     scale, zero_point = observer.calculate_qparams()
-    assert float(scale) > 0 and int(zero_point) == 0
+    # Not so small that XNNPACK refuses to add the tensor to logits of +-32, or that a bias of 32 overflows int32.
+    assert float(scale) / (32 / LEVELS) > 2**-10
+    assert 32 / (float(scale) * 2**-13) < 2**31 and int(zero_point) == 0
 
 
 def test_a_scale_is_the_range_over_127():
