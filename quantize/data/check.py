@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,14 @@ def _copies(photographs: Sequence[Photograph]) -> list[CheckFinding]:
 def _alike(cases: Sequence[Case], photographs: Sequence[Photograph]) -> list[CheckFinding]:
     """Different groups that show the same part."""
     known = {p.sample: p.pixel_digest for p in photographs}
-    new = [c for c in cases if len({known[sample] for sample in c.samples}) > 1 or c.note]
+    by_groups: dict[tuple[str, ...], list[Case]] = defaultdict(list)
+    for case in cases:  # the most alike first
+        if len({known[sample] for sample in case.samples}) > 1 or case.note:
+            by_groups[tuple(sorted({sample.group for sample in case.samples}))].append(case)
+    new = [
+        replace(same[0], note=", ".join(filter(None, (same[0].note, _more(len(same) - 1)))))
+        for same in by_groups.values()
+    ]
     across = [case for case in new if _differ(case)]
     within = [case for case in new if not _differ(case)]
     return [
@@ -294,6 +301,10 @@ def _alike(cases: Sequence[Case], photographs: Sequence[Photograph]) -> list[Che
             tuple(within),
         ),
     ]
+
+
+def _more(count: int) -> str:
+    return f"and {count} more pair{'s' if count > 1 else ''} of these groups" if count else ""
 
 
 def _differ(case: Case) -> bool:

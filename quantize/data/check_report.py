@@ -142,6 +142,9 @@ def _defects(axes: Any, photographs: Sequence[Photograph], splits: Sequence[str]
         axes, [p for p in photographs if p.defect_pixels], splits, lambda p: (p.defect_pixels, p.thickness)
     )
     axes.set(xscale="log", yscale="log", xlabel="area in pixels", ylabel="thickness in pixels")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: "")
 
 
 def _scatter(

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from edge.preprocess import UInt8Array, resize, to_channels
 from edge.progress import progress
 
-SMALL_PX, LARGE_PX = 64, 256
+SMALL_PX, LARGE_PX = 32, 256
 SMALL_SMOOTH_PX, LARGE_SMOOTH_PX, CONTRAST_PX = 5, 7, 15
 CANDIDATE = 0.5  # correlation of the small pictures from which a pair is looked at again
 MOST_NEIGHBOURS = 6  # of one photograph that are looked at again
 SAME_SHAPE = 1.15  # aspect ratios further apart than this factor are not compared
 SHIFT_PX = 16
 ALIKE = 0.5
+COPY = 0.7  # turned pairs are copies made by a program; streaks of machining match when turned, too
 UNRELATED_PAIRS = 200
 TURNS = {"": (1, 1), "mirrored": (1, -1), "upside down": (-1, 1), "turned by 180 degrees": (-1, -1)}
 FLAT = 4.0  # grey levels squared: noise of an even surface is not brought to full contrast
@@ -76,7 +77,9 @@ def find_pairs(
     for first, second, turn in progress(candidates, "comparing photographs"):
         found = Pair(first, second, likeness(first, second, turn), turn)
         known = pairs.get((first, second))
-        if found.likeness >= level and (known is None or known.likeness < found.likeness):
+        if found.likeness >= max(level, COPY if turn else 0) and (
+            known is None or known.likeness < found.likeness
+        ):
             pairs[first, second] = found
     return sorted(pairs.values(), key=lambda pair: (-pair.likeness, pair.first, pair.second))
 
