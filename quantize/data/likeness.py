@@ -21,7 +21,7 @@ from edge.progress import progress
 
 SMALL_PX, LARGE_PX = 32, 256
 SMALL_SMOOTH_PX, LARGE_SMOOTH_PX, CONTRAST_PX = 5, 7, 15
-CANDIDATE = 0.5  # correlation of the small pictures from which a pair is looked at again
+CANDIDATE = 0.4  # correlation of the small pictures from which a pair is looked at again
 MOST_NEIGHBOURS = 6  # of one photograph that are looked at again
 SAME_SHAPE = 1.15  # aspect ratios further apart than this factor are not compared
 SHIFT_PX = 16
