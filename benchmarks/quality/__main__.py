@@ -79,12 +79,14 @@ def make_all(store: RunStore, plans: Sequence[Plan]) -> list[str]:
 
 
 def _make(store: RunStore, plan: Plan) -> None:
-    print(f"{plan.label}: edgeqc train {' '.join(plan.words)}, {store.threads} threads", flush=True)
+    how = f"edgeqc train {' '.join(plan.words)}" if plan.system.made_by_train else "looking for its files"
+    print(f"{plan.label}: {how}, {store.threads} threads", flush=True)
     store.make(plan)
 
 
 def _options(table: Sequence[System], words: Sequence[str] | None) -> argparse.Namespace:
     ids = [*(system.id for system in table), SPEED.id]
+    made_here = [*(system.id for system in table if system.made_by_train), SPEED.id]
 
     def rows_named(text: str) -> list[str]:
         named = text.split(",")
@@ -108,7 +110,7 @@ def _options(table: Sequence[System], words: Sequence[str] | None) -> argparse.N
         default=shared,
         help=f"encoders, file or folder (default: EDGEQC_PRETRAINED, {PRETRAINED}, where train looks)",
     )
-    parser.add_argument("--rows", type=rows_named, default=ids, help=f"some of {','.join(ids)}")
+    parser.add_argument("--rows", type=rows_named, default=made_here, help=f"some of {','.join(ids)}")
     parser.add_argument("--seeds", type=seeds_named, default=list(SEEDS), help="some of 0,1,2")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of every row (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side (default: %(default)s)")

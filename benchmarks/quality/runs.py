@@ -105,7 +105,9 @@ class RunStore:
             if (earlier := self.made(plan)) is not None:
                 return earlier
             run = folder / "run"
-            if not run.exists():  # it appears by one rename when the training is done
+            if not plan.system.made_by_train:
+                self._adopt(plan, folder)
+            elif not run.exists():  # it appears by one rename when the training is done
                 self._note_start(folder)
                 places = ["--data", self.data, "--out", run]
                 if self.pretrained is not None:  # named, so that its absence is an error and not another row
@@ -120,6 +122,14 @@ class RunStore:
         made = self.made(plan)
         assert made is not None
         return made
+
+    def _adopt(self, plan: Plan, folder: Path) -> None:
+        """Take what another program left in `folder`: run/ with its two JSON files, and the predictions."""
+        wanted = ["run/run.json", "run/metrics.json", *(f"{split}.npz" for split in SPLITS)]
+        if absent := [name for name in wanted if not (folder / name).is_file()]:
+            raise RunError(f"no verb makes {plan.system.id}: {folder} lacks {', '.join(absent)}")
+        if not (folder / "start.json").is_file():
+            self._note_start(folder)
 
     def _run(self, folder: Path, lock: int, *words: object) -> None:
         log = folder / "log.txt"

@@ -19,7 +19,8 @@ DEFAULT = "sample-centric"
 class System:
     """A row: the words that `edgeqc train` gets besides data, output, seed and epochs.
 
-    `compared_with` are the ids of the rows that it is judged against. `epochs`, where given, is its own.
+    `compared_with` are the ids of the rows that it is judged against. `epochs`, where given, is its own. A row
+    that is not `made_by_train` is in the table as `not run` until there is a record of it.
     """
 
     id: str
@@ -27,6 +28,7 @@ class System:
     words: tuple[str, ...] = ()
     compared_with: tuple[str, ...] = (BASELINE,)
     epochs: int | None = None
+    made_by_train: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def systems(balance: str, sample_gradient: float) -> list[System]:
         *(System(f"balance-{kind}", f"balance {kind}", ("--balance", kind), both) for kind in balances),
         System("pixel-confidence", "pixel-confidence", ("--model", "pixel-confidence"), both),
         System("weak", "weak labels only", ("--weak",), (*both, PLAIN_CAM)),
+        # The classifier of image labels alone, its activation map as the mask: no verb makes it.
+        System(PLAIN_CAM, "plain CAM", (), (), made_by_train=False),
     ]
 
 

@@ -247,7 +247,12 @@ class TestReport:
 
     def test_what_was_not_run_says_so_and_has_neither_passed_nor_failed(self):
         rows = self.rows(self.records())
-        for id in ("weak.ap", "weak.positive_iou.over.plain-cam", "pixel-confidence.miou.minus.baseline"):
+        for id in (
+            "weak.ap",
+            "plain-cam.runs",
+            "weak.positive_iou.over.plain-cam",
+            "pixel-confidence.miou.minus.baseline",
+        ):
             assert (
                 rows[id]["value"] is None and rows[id]["passed"] is None and rows[id]["note"] == "not run"
             ), id
@@ -434,6 +439,22 @@ class TestRunStore:
         again = self.store(tmp_path, data)
         again.make(self.plan)
         assert again.verb.asked == {"predict": 1}
+
+    def test_what_no_verb_makes_is_taken_as_another_program_left_it(self, tmp_path, data):
+        store, plan = (
+            self.store(tmp_path, data),
+            replace(self.plan, system=System("cam", "", made_by_train=False)),
+        )
+        with pytest.raises(RunError, match="lacks run/run"):
+            store.make(plan)
+        folder = store.work / "runs" / plan.label
+        asked = {"threads": 1, "log": folder / "log.txt", "keep_open": []}
+        store.verb("train", "--out", folder / "run", "--seed", 1, "--epochs", 5, **asked)
+        for split in ("val", "test"):
+            store.verb("predict", folder / "run", "--split", split, "--out", folder / f"{split}.npz", **asked)
+        before = dict(store.verb.asked)
+        assert len(store.make(plan).tables["test"]) == 15
+        assert store.verb.asked == before
 
     def test_two_processes_do_not_train_into_one_folder(self, tmp_path, data):
         store = self.store(tmp_path, data)
