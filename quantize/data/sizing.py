@@ -152,7 +152,7 @@ def _rectangle(pixels: float, aspect: float) -> tuple[int, int]:
 
 
 def _step(side: float) -> int:
-    return int(np.clip(round(side / MULTIPLE) * MULTIPLE, LEAST_SIDE, MOST_SIDE))
+    return int(np.clip(math.floor(side / MULTIPLE + 0.5) * MULTIPLE, LEAST_SIDE, MOST_SIDE))
 
 
 def _tile_size(frames: NDArray[np.float64]) -> tuple[int, int]:

@@ -181,6 +181,7 @@ def test_the_page_loads_nothing_and_escapes_names(folder, tmp_path):
     assert "empty mask" in text
 
 
+@pytest.mark.slow
 def test_real_photographs(mtd):
     check = check_dataset(mtd)
     findings = {f.kind: f for f in check.findings}

@@ -125,6 +125,25 @@ def test_the_thickness_of_a_scratch_does_not_depend_on_its_direction(turn):
     assert thickest(np.ones((1, 1), bool)) == 1
 
 
+def test_training_takes_the_choice_and_records_it(tmp_path):
+    torch = pytest.importorskip("torch")
+    from quantize.data.synthetic import write_surfaces
+    from quantize.run import open_run
+    from quantize.training.config import TrainingConfig
+    from quantize.training.job import Job, train
+
+    torch.set_num_threads(1)
+    data = write_surfaces(tmp_path / "surfaces", count=40, size=48, seed=0)
+    config = TrainingConfig(epochs=1, batch_size=8)
+    model = {"name": "sample-centric", "size": "nano"}
+    train(Job(data=data, out=tmp_path / "run", model=model, pretrained="", config=config))
+    choice = choose_input(open_dataset(data))
+    run = open_run(tmp_path / "run")
+    assert (run.input.width, run.input.height) == choice.size and run.framing == choice.framing
+    assert run.facts["input_reason"] == choice.explanation
+
+
+@pytest.mark.slow
 def test_real_photographs(mtd):
     data = open_dataset(mtd)
     choice = choose_input(data)
