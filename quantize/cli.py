@@ -105,6 +105,11 @@ def _configure_train(parser: ArgumentParser) -> None:
         choices=("gradnorm", "fixed", "linear"),
         help="how verdict and mask share the encoder's gradient (default: gradnorm)",
     )
+    parser.add_argument(
+        "--weak",
+        action="store_true",
+        help="learn masks from the labels alone: no mask file is opened (stages in OUT.weak, docs/weak.md)",
+    )
     parser.add_argument("--from-scratch", action="store_true", help="no pretrained encoder")
     parser.add_argument(
         "--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)"
@@ -169,6 +174,8 @@ def _run_train(options: Namespace) -> Outcome:
         model["sample_gradient"] = options.sample_gradient
     if options.channels is not None:
         model["channels"] = options.channels
+    if options.weak:
+        from quantize.weak.job import train_weak as train
     trained = train(
         Job(
             data=options.data,
