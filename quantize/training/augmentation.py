@@ -73,7 +73,9 @@ class Augmentation:
         moved = functional.grid_sample(
             torch.cat([images, planes.to(images.dtype) / 255], dim=1),
             functional.affine_grid(
-                self._placements(tiles, view), [len(tiles), channels + planes.shape[1], *size], align_corners=False
+                self._placements(tiles, view),
+                [len(tiles), channels + planes.shape[1], *size],
+                align_corners=False,
             ),
             mode="bilinear",
             # A mirrored border looks like surface; a constant one would be an edge that no part has.

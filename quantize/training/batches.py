@@ -87,6 +87,7 @@ class BalancedBatches:
             )
             tiles, planes, defective = self._raw(chosen, generator)
             known = self.data.mask_known[chosen]
+            pasted = defective & ~self.data.defective[chosen]
             view = None if whole else self._view(planes[:, 0], known | ~defective, generator)
             images, moved = augment(tiles.to(self.device), planes.to(self.device), view)
             if view is not None:
@@ -99,7 +100,7 @@ class BalancedBatches:
                     defective=defective.float().to(self.device),
                     target=moved[:, :1],
                     center=moved[:, 1:],
-                    mask_known=known.float().to(self.device),
+                    mask_known=(known & (~pasted | self.synthetic.config.masks)).float().to(self.device),
                 ),
                 tiles=chosen,
             )

@@ -23,10 +23,14 @@ LARGEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class DefectConfig:
-    """``share`` of the good tiles in a batch get a defect; ``transplants`` of those a real one."""
+    """``share`` of the good tiles in a batch get a defect; ``transplants`` of those a real one.
+
+    ``masks`` says whether their masks are taught as well as the verdict.
+    """
 
     share: float = 0.25
     transplants: float = 0.6
+    masks: bool = False
 
 
 class SyntheticDefects:

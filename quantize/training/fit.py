@@ -181,7 +181,9 @@ class _Trainer:
         clock = _Clock()
         losses: dict[str, Tensor] = {}
         what = f"epoch {progress.epoch + 1}/{config.epochs}"
-        whole = self.schedule.share(progress.epoch * self.batches.steps, progress.seconds) >= config.crop.until
+        whole = (
+            self.schedule.share(progress.epoch * self.batches.steps, progress.seconds) >= config.crop.until
+        )
         batches = clock.timed(self.batches.epoch(progress.epoch, whole=whole))
         if sys.stderr.isatty():  # a log gets one line for each epoch
             batches = show_progress(batches, what, self.batches.steps)
@@ -221,9 +223,7 @@ class _Trainer:
             # Fabric lets nobody but itself run backwards through a module that it set up.
             with fabric.autocast():
                 output = self.model.module(batch.images)
-            self.balance.observe(
-                fabric, self.model.module, task_losses(output, batch.truth, config.loss)[0]
-            )
+            self.balance.observe(fabric, self.model.module, task_losses(output, batch.truth, config.loss)[0])
         output = self.model(batch.images)
         losses, parts = task_losses(output, batch.truth, config.loss)
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Augmentation keeps image and mask aligned, and balanced batches are balanced and repeatable."""
+"""Augmentation keeps image and mask aligned; batches are balanced, repeatable, and cut and pasted with their masks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from quantize.data.framed import FramedSet
-from quantize.training.augmentation import Augmentation, AugmentationConfig, centered
-from quantize.training.batches import BalancedBatches
+from quantize.training.augmentation import Augmentation, AugmentationConfig, View, centered
+from quantize.training.batches import BalancedBatches, CropConfig, center_weights
+from quantize.training.deck import Deck
+from quantize.training.defects import SMALLEST_DEFECT_PX, DefectConfig, SyntheticDefects, perlin
 
 STILL = AugmentationConfig(flips=False, affine_share=0, tone_share=0, noise_share=0, quarter_turns=False)
 
@@ -25,7 +27,7 @@ def square(count=32, side=32):
 
 def test_without_variation_it_is_the_networks_input():
     tiles, coverage = square()
-    images, target = Augmentation(STILL, torch.Generator().manual_seed(0))(tiles, coverage)
+    images, target = Augmentation(STILL, torch.Generator().manual_seed(0))(tiles, coverage[:, None])
     assert torch.allclose(images, centered(tiles), atol=1e-5)
     assert torch.allclose(target[:, 0], coverage.float() / 255, atol=1e-5)
 
@@ -34,7 +36,7 @@ def test_without_variation_it_is_the_networks_input():
 def test_the_mask_goes_where_its_defect_goes(turns):
     tiles, coverage = square()
     config = AugmentationConfig(tone_share=0, noise_share=0, quarter_turns=turns, affine_share=1.0)
-    images, target = Augmentation(config, torch.Generator().manual_seed(1))(tiles, coverage)
+    images, target = Augmentation(config, torch.Generator().manual_seed(1))(tiles, coverage[:, None])
     brightness = (images - (40 - 128) / 128) / ((200 - 40) / 128)  # 1 in the square, 0 outside
     assert torch.allclose(brightness, target, atol=1e-3)
     assert not torch.allclose(target[:, 0], coverage.float() / 255, atol=0.2)
@@ -43,7 +45,7 @@ def test_the_mask_goes_where_its_defect_goes(turns):
 def test_flips_alone_are_exact():
     tiles, coverage = square()
     config = AugmentationConfig(affine_share=0, tone_share=0, noise_share=0)
-    images, _ = Augmentation(config, torch.Generator().manual_seed(2))(tiles, coverage)
+    images, _ = Augmentation(config, torch.Generator().manual_seed(2))(tiles, coverage[:, None])
     original = centered(tiles)
     for moved, still in zip(images, original):
         choices = (still, still.flip(1), still.flip(2), still.flip(1, 2))
@@ -53,32 +55,146 @@ def test_flips_alone_are_exact():
 def test_tone_and_noise_leave_the_mask_and_stay_in_range():
     tiles, coverage = square()
     config = AugmentationConfig(flips=False, affine_share=0, tone_share=1, noise_share=1, brightness=0.5)
-    images, target = Augmentation(config, torch.Generator().manual_seed(3))(tiles, coverage)
+    images, target = Augmentation(config, torch.Generator().manual_seed(3))(tiles, coverage[:, None])
     assert torch.allclose(target[:, 0], coverage.float() / 255, atol=1e-5)
     assert images.min() >= -1 and images.max() <= 127 / 128
     assert not torch.allclose(images, centered(tiles), atol=0.05)
 
 
 def framed(positives=5, negatives=27, side=32):
+    """The first tiles have a bright square, the others are plain."""
     tiles, coverage = square(positives + negatives, side)
+    tiles[positives:], coverage[positives:] = 40, 0
     defective = torch.arange(positives + negatives) < positives
     return FramedSet(tiles, coverage, defective, torch.ones_like(defective), torch.arange(len(tiles)))
 
 
+def batches(data=None, *, augmentation=STILL, share=0.0, seed=0, **crop):
+    return BalancedBatches(
+        data or framed(),
+        batch_size=8,
+        augmentation=augmentation,
+        defects=DefectConfig(share=share),
+        crop=CropConfig(**crop),
+        seed=seed,
+        device=torch.device("cpu"),
+    )
+
+
+def test_a_view_is_the_part_that_it_names():
+    tiles, coverage = square()
+    view = View((16, 16), torch.full((32,), 0.5), torch.tensor([[-0.5, 0.5]]).expand(32, 2))
+    images, planes = Augmentation(STILL, torch.Generator().manual_seed(0))(tiles, coverage[:, None], view)
+    assert torch.allclose(images, centered(tiles)[:, :, 16:, :16], atol=1e-5)
+    assert torch.allclose(planes[:, 0], coverage[:, 16:, :16].float() / 255, atol=1e-5)
+
+
 def test_batches_are_half_defective_and_use_every_good_tile():
-    batches = BalancedBatches(framed(), batch_size=8, config=STILL, seed=0, device=torch.device("cpu"))
-    epoch = list(batches.epoch(0))
-    assert len(epoch) == batches.steps == 4
-    assert all(batch.defective.sum() == 4 and len(batch.images) == 8 for batch in epoch)
+    made = batches()
+    epoch = list(made.epoch(0))
+    assert len(epoch) == made.steps == 4
+    assert all(batch.truth.defective.sum() == 4 and len(batch.images) == 8 for batch in epoch)
 
 
-def test_an_epoch_is_the_same_after_a_resume_and_another_is_not():
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_epoch_is_the_same_after_a_resume_and_another_is_not(whole):
     def images(epoch, seed=0):
-        made = BalancedBatches(
-            framed(), batch_size=8, config=AugmentationConfig(), seed=seed, device=torch.device("cpu")
-        )
-        return torch.cat([batch.images for batch in made.epoch(epoch)])
+        made = batches(augmentation=AugmentationConfig(), share=0.5, seed=seed)
+        return torch.cat([batch.images for batch in made.epoch(epoch, whole=whole)])
 
     assert torch.equal(images(3), images(3))
     assert not torch.equal(images(3), images(4))
     assert not torch.equal(images(3), images(3, seed=1))
+
+
+def test_parts_are_smaller_and_labelled_by_what_is_in_them():
+    data = framed(positives=16, negatives=16, side=64)
+    seen = set()
+    for batch in batches(data, side=0.5, on_defect=0.5).epoch(0, whole=False):
+        assert batch.images.shape == (8, 1, 32, 32)
+        # Bright pixels are the defect: label and mask have to say so, and nothing else.
+        bright = (batch.images > 0.4).flatten(1).any(dim=1)
+        marked = (batch.truth.target >= 0.5).flatten(1).any(dim=1)
+        assert torch.equal(bright, marked) and torch.equal(batch.truth.defective.bool(), marked)
+        seen |= {(bool(defective), bool(tile < 16)) for defective, tile in zip(marked, batch.tiles)}
+    assert seen == {(True, True), (False, True), (False, False)}
+
+
+def test_a_defect_without_a_mask_is_never_cut():
+    data = framed(positives=8, negatives=8, side=64)
+    data = FramedSet(
+        data.tiles, torch.zeros_like(data.coverage), data.defective, ~data.defective, data.sample
+    )
+    for batch in batches(data, side=0.5).epoch(0, whole=False):
+        unknown = data.defective[batch.tiles]
+        assert batch.truth.defective[unknown].all() and not batch.truth.mask_known[unknown].any()
+        assert (batch.images[unknown] > 0.1).flatten(1).any(dim=1).all()  # the square is still in sight
+
+
+def test_the_middle_of_each_defect_counts_most():
+    coverage = torch.zeros(40, 40, dtype=torch.uint8)
+    coverage[2:7, 2:7] = 255
+    coverage[20:40, 20:40] = 255
+    weights = center_weights(coverage)
+    assert weights[4, 4] == 255 and weights[30, 30] >= 250  # each piece has its own middle
+    assert 0 < weights[2, 2] < 40 and 0 < weights[39, 39] < 40  # the frame's border is an edge too
+    assert not weights[coverage == 0].any()
+    assert not center_weights(torch.zeros(8, 8, dtype=torch.uint8)).any()
+
+
+def test_synthetic_defects_turn_good_tiles_into_labelled_ones():
+    data = framed(positives=4, negatives=60, side=64)
+    pasted = 0
+    for batch in batches(data, share=1.0).epoch(0):
+        good = ~data.defective[batch.tiles]
+        defective = batch.truth.defective.bool()
+        area = (batch.truth.target >= 0.5).flatten(1).sum(dim=1)
+        assert (area[defective & good] >= SMALLEST_DEFECT_PX).all() and not area[~defective].any()
+        pasted += int((good & defective).sum())
+    assert pasted >= 16
+    assert all(bool(b.truth.defective[~data.defective[b.tiles]].sum() == 0) for b in batches(data).epoch(0))
+
+
+@pytest.mark.parametrize("transplants", [0.0, 1.0])
+def test_a_synthetic_defect_changes_the_tile_where_its_mask_is_and_nowhere_far_from_it(transplants):
+    data = framed(positives=4, negatives=60, side=64)
+    generator = torch.Generator().manual_seed(5)
+    paste = SyntheticDefects(DefectConfig(1.0, transplants), data.tiles, data.coverage, torch.arange(4))
+    good = torch.full((1, 64, 64), 90, dtype=torch.uint8)
+    made = [result for result in (paste(good, generator) for _ in range(40)) if result is not None]
+    assert len(made) >= 10
+    for tile, coverage in made:
+        changed = (tile.int() - good.int()).abs().amax(dim=0) > 4
+        inside = coverage >= 128
+        near = torch.nn.functional.max_pool2d(inside[None].float(), 9, 1, 4)[0] > 0
+        assert not (changed & ~near).any()
+        assert tile.dtype == coverage.dtype == torch.uint8
+    assert sum(bool(((t.int() - 90).abs() > 4).any()) for t, _ in made) >= 0.8 * len(made)
+    assert (good == 90).all()
+
+
+def test_perlin_noise_is_smooth_and_zero_on_its_lattice():
+    noise = perlin(64, 96, 4, torch.Generator().manual_seed(0))
+    assert noise.shape == (64, 96) and 0.2 < noise.abs().max() <= 0.8
+    assert noise[::16, ::24].abs().max() < 1e-6
+    assert noise.diff(dim=0).abs().max() < 0.15
+
+
+def test_the_deck_deals_evenly_and_hard_tiles_more_often():
+    generator = torch.Generator().manual_seed(0)
+    deck = Deck(torch.arange(100, 140))
+    dealt = deck.deal(100, generator)
+    counts = torch.bincount(dealt, minlength=140)[100:]
+    assert int(counts.min()) >= 2 and int(counts.max()) <= 3
+    hard = torch.arange(100, 110)
+    for _ in range(6):
+        deck.learn(torch.arange(100, 140), (torch.arange(100, 140) < 110).float())
+    often = torch.cat([deck.deal(10, generator) for _ in range(60)])
+    share = torch.isin(often, hard).float().mean()
+    assert 0.3 < share < 0.8  # a quarter of the tiles
+    assert torch.isin(torch.arange(100, 140), often).all()  # and none is forgotten
+    other = Deck(torch.arange(100, 140))
+    other.resume(deck.state())
+    assert torch.equal(
+        other.deal(10, torch.Generator().manual_seed(1)), deck.deal(10, torch.Generator().manual_seed(1))
+    )

@@ -19,7 +19,7 @@ def _network(**changes):
 
 
 def test_adding_a_file_registers_a_network():
-    assert names() == ["sample-centric"]
+    assert {"pixel-only", "sample-centric"} <= set(names())
 
 
 def test_encoder_of_width_one_has_torchvisions_names_and_shapes():
@@ -73,7 +73,7 @@ def test_the_share_scales_the_gradient_and_nothing_else():
     for share in (1.0, 0.25):
         network = _network(sample_gradient=share).train()
         torch.manual_seed(1)
-        defect, _ = network(torch.randn(4, 1, 32, 32))
+        defect = network(torch.randn(4, 1, 32, 32)).defect
         defect.sum().backward()
         gradients.append(network.mask[1].weight.grad)
         answers.append(defect.detach())

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from edge.errors import ArtifactError, FormatVersionError, InputError, ManifestError
 from edge.images import read_image
@@ -21,13 +22,16 @@ from quantize.data.dataset import open_dataset
 from quantize.data.synthetic import write_surfaces
 from quantize.evaluation import evaluate
 from quantize.models.batch_norm import fold_batch_norm
+from quantize.models.outputs import TrainingOutput
+from quantize.models.pixel_only import POOLINGS, pool
 from quantize.reference import TorchSession, open_run
 from quantize.run import network_input
 from quantize.run import open_run as read_run
 from quantize.training import fit as fit_module
+from quantize.training.balance import Balance, BalanceConfig
 from quantize.training.config import TrainingConfig
 from quantize.training.job import Job, train
-from quantize.training.losses import LossConfig, dice_loss, inspection_loss
+from quantize.training.losses import LossConfig, Truth, dice_loss, task_losses
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, time_limit_min=0, accelerator="cpu", devices="1")
 
@@ -102,8 +106,8 @@ def test_a_killed_training_goes_on_where_it_was(surfaces, tmp_path, monkeypatch,
         train(job(surfaces, tmp_path / "killed"))
     assert not (tmp_path / "killed").exists() and (tmp_path / "killed.partial" / "state.pt").is_file()
     trained = []
-    step = fit_module._step
-    monkeypatch.setattr(fit_module, "_step", lambda *a: (trained.append(1), step(*a))[1])
+    step = fit_module._Trainer._step
+    monkeypatch.setattr(fit_module._Trainer, "_step", lambda *a: (trained.append(1), step(*a))[1])
     resumed = train(job(surfaces, tmp_path / "killed"))
     steps = len(trained)
     assert steps == len(open_dataset(surfaces).split("train")) // 8  # one epoch, not three
@@ -299,11 +303,130 @@ def test_dice_is_zero_when_right_and_near_one_when_wrong():
     assert right < 0.01 and wrong > 0.98
 
 
+def truth(known=(1.0, 1.0), defective=(1.0, 1.0), center=0.0):
+    target = torch.zeros(2, 1, 16, 16)
+    target[:, :, 4:12, 4:12] = 1
+    return Truth(torch.tensor(defective), target, target * center, torch.tensor(known))
+
+
 def test_masks_that_are_not_known_teach_nothing():
     defect, mask = torch.zeros(2, 1), torch.randn(2, 1, 4, 4, requires_grad=True)
-    loss, parts = inspection_loss(
-        defect, mask, torch.ones(2), torch.zeros(2, 1, 16, 16), torch.tensor([1.0, 0.0]), LossConfig()
-    )
-    loss.backward()
+    losses, parts = task_losses(TrainingOutput(defect, mask), truth(known=(1.0, 0.0)), LossConfig())
+    losses["mask"].backward()
     assert mask.grad[0].abs().sum() > 0 and mask.grad[1].abs().sum() == 0
     assert float(parts["sample"]) == pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_a_network_without_a_verdict_has_one_task():
+    losses, _ = task_losses(TrainingOutput(None, torch.zeros(2, 1, 4, 4)), truth(), LossConfig())
+    assert list(losses) == ["mask"]
+
+
+def test_the_middle_of_a_defect_and_the_focus_weigh_more():
+    mask = torch.zeros(2, 1, 4, 4)
+
+    def bce(center=0.0, weight=1.0, focus=None):
+        output = TrainingOutput(None, mask, focus=focus)
+        return float(task_losses(output, truth(center=center), LossConfig(center=weight))[1]["mask_bce"])
+
+    assert bce(1.0) == pytest.approx(math.log(2) * (1 + 64 / 256), rel=1e-5)
+    assert bce(1.0, weight=0.0) == pytest.approx(bce(), rel=1e-6)
+    assert bce(focus=torch.full((2, 1, 1, 1), 2.0)) == pytest.approx(3 * bce(), rel=1e-6)
+
+
+def test_a_coarse_head_and_a_first_mask_join_the_mask_task():
+    right = (truth().target * 2 - 1) * 20
+    coarse_right = torch.full((2, 1, 2, 2), 20.0)
+
+    def loss(first, coarse):
+        output = TrainingOutput(None, right, first_mask=first, coarse=coarse)
+        return float(task_losses(output, truth(), LossConfig())[0]["mask"])
+
+    alone = loss(None, None)
+    assert loss(right, coarse_right) == pytest.approx(alone, abs=0.02)
+    assert loss(-right, coarse_right) > alone + 5 and loss(right, -coarse_right) > alone + 5
+
+
+def test_focal_loss_forgets_what_is_right_already():
+    output = TrainingOutput(torch.tensor([[4.0], [-1.0]]), torch.zeros(2, 1, 4, 4))
+    plain, focal = (
+        task_losses(output, truth(), LossConfig(focal=gamma, label_smoothing=0))[1]["sample"]
+        for gamma in (0, 2)
+    )
+    easy, hard = (math.log1p(math.exp(-x)) for x in (4.0, -1.0))
+    assert float(plain) == pytest.approx((easy + hard) / 2, rel=1e-5)
+    forgotten = [(1 - 1 / (1 + math.exp(-x))) ** 2 for x in (4.0, -1.0)]
+    assert float(focal) == pytest.approx((easy * forgotten[0] + hard * forgotten[1]) / 2, rel=1e-4)
+
+
+class _TwoTasks(torch.nn.Module):
+    """An encoder of one convolution under two losses whose gradients are ``ratio`` apart."""
+
+    def __init__(self, ratio):
+        super().__init__()
+        self.encoder = torch.nn.Conv2d(1, 1, 1, bias=False)
+        self.ratio = ratio
+
+    def losses(self):
+        y = self.encoder(torch.ones(1, 1, 2, 2)).mean()
+        return {"mask": self.ratio * y + 1, "sample": y + 1}
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+def test_gradnorm_holds_both_gradients_at_equal_norm(ratio):
+    fabric, model = Fabric(accelerator="cpu", devices=1), _TwoTasks(ratio)
+    balance = Balance(BalanceConfig(restoring=0.0))
+    assert balance.due(0) and not balance.due(1)
+    balance.observe(fabric, model, model.losses())
+    weights = balance.weights
+    assert weights["mask"] * ratio == pytest.approx(weights["sample"], rel=1e-4)
+    assert sum(weights.values()) == pytest.approx(2)
+    assert model.encoder.weight.grad is None  # looking at gradients must not add to them
+
+
+def test_gradnorm_gives_more_to_the_task_that_lags():
+    fabric, model = Fabric(accelerator="cpu", devices=1), _TwoTasks(1.0)
+    balance = Balance(BalanceConfig(restoring=1.0, smoothing=0.0))
+    losses = model.losses()
+    balance.observe(fabric, model, losses)
+    balance.observe(fabric, model, {**losses, "mask": losses["mask"] * 1 - losses["mask"].detach() / 2})
+    assert balance.weights["sample"] > 1.2 > 0.8 > balance.weights["mask"]
+
+
+def test_a_task_that_does_not_reach_the_encoder_leaves_the_weights():
+    fabric, model = Fabric(accelerator="cpu", devices=1), _TwoTasks(3.0)
+    balance = Balance(BalanceConfig())
+    balance.observe(fabric, model, {**model.losses(), "sample": torch.ones((), requires_grad=True)})
+    assert balance.weights == {"mask": 1.0, "sample": 1.0}
+
+
+def test_the_linear_schedule_goes_from_mask_to_verdict():
+    balance = Balance(BalanceConfig(kind="linear"))
+    seen = []
+    for done in (0.0, 0.5, 1.0):
+        balance.advance(done)
+        seen.append((balance.weights["mask"], balance.weights["sample"]))
+    assert seen == [(2, 0), (1, 1), (0, 2)] and not balance.due(0)
+    assert float(balance.total({"mask": torch.tensor(5.0), "sample": torch.tensor(3.0)})) == 6.0
+
+
+def test_the_baseline_learns_no_verdict_and_chooses_its_pooling_on_val(surfaces, tmp_path):
+    model = {"name": "pixel-only", "size": "nano"}
+    trained = train(replace(job(surfaces, tmp_path / "pixels", epochs=1), model=model))
+    facts = json.loads((trained.run / "run.json").read_text())
+    assert facts["model"]["pooling"] in POOLINGS
+    history = json.loads((trained.run / "metrics.json").read_text())["history"]
+    assert "loss_mask_bce" in history[0] and "loss_sample" not in history[0]
+    assert read_run(trained.run).load_model().pooling == facts["model"]["pooling"]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooling_a_mask(pooling):
+    mask = torch.full((1, 1, 16, 16), -4.0)
+    mask[0, 0, 3, 5] = 8.0
+    speck = float(pool(mask, pooling))
+    mask[0, 0, 8:16, 8:16] = 2.0
+    assert float(pool(mask, pooling)) == pytest.approx(
+        {"max": 8.0, "mean": (191 * -4 + 64 * 2 + 8) / 256}.get(pooling, 2.0)
+    )
+    assert speck <= 8.0
