@@ -39,4 +39,4 @@ class Photographs:
         bottom = max(top + 1, round((box[0] + box[2]) * height))
         right = max(left + 1, round((box[1] + box[3]) * width))
         cut = resize(pixels[top:bottom, left:right], spec.height, spec.width)
-            return torch.tensor(cut.reshape(spec.height, spec.width, spec.channels)).permute(2, 0, 1)
+        return torch.tensor(cut.reshape(spec.height, spec.width, spec.channels)).permute(2, 0, 1)
