@@ -69,6 +69,7 @@ class Augmentation:
         """
         images = self._toned(tiles)
         channels = images.shape[1]
+        # One sampling moves all: its grid is made once, and pixels and planes cannot drift apart.
         size = view.size if view else (tiles.shape[2], tiles.shape[3])
         moved = functional.grid_sample(
             torch.cat([images, planes.to(images.dtype) / 255], dim=1),
@@ -83,11 +84,10 @@ class Augmentation:
             align_corners=False,
         )
         images, planes = moved[:, :channels], moved[:, channels:]
-        noisy = self._share(len(tiles), self.config.noise_share, tiles.device)
-        if noisy.any():
-            strength = self._uniform(len(tiles), 0.0, self.config.noise, tiles.device) * noisy
-            grain = torch.randn(images.shape, generator=self.generator, device=self.generator.device)
-            images = images + strength.view(-1, 1, 1, 1) * grain.to(images)
+        noisy = self._share(len(tiles), self.config.noise_share, tiles.device).bool()
+        strength = self._uniform(len(tiles), 0.0, self.config.noise, tiles.device)[noisy]
+        grain = torch.randn(images[noisy].shape, generator=self.generator, device=self.generator.device)
+        images[noisy] += strength.view(-1, 1, 1, 1) * grain.to(images)
         return images.clamp(-1.0, 127 / 128), planes
 
     def _toned(self, tiles: Tensor) -> Tensor:
