@@ -63,21 +63,25 @@ class PixelConfidence(nn.Module):
     logit is certain, and certain of the same: where no logit has reached -3 yet, there is nothing to correct.
 
     On the integer grid: 6p = relu6(3 + z) and 6(1 - p) = relu6(3 - z) are a convolution each, whose clamp is
-    fused, and no tensor has an offset. p and its means come out of one convolution of constant weights, because
-    they share their range and thus their scale; an average pool would leave it to each runtime whether padding
-    counts. 36p(1 - p) is one product; the factor and the offset that make it a confidence are left to the
-    convolution that reads it (of p = 0 beyond the edge the confidence is 1, and the product 0: padding agrees).
+    fused, and no tensor has an offset. p and its means are one map, because they share their range and thus their
+    scale: convolutions of constant weights, along rows and then along columns; an average pool would leave it to
+    each runtime whether padding counts. 36p(1 - p) is one product; the factor and the offset that make it a
+    confidence are left to the convolution that reads it (where p = 0 beyond the edge the confidence is 1, and the
+    product 0: padding agrees).
 
     Input and output: logits [N, 1, h, w].
     """
 
     def __init__(self, channels: int = CORRECTION_CHANNELS) -> None:
         super().__init__()
-        largest = max(WINDOWS)
+        largest, count = max(WINDOWS), len(WINDOWS)
         self.defective = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU6())
         self.sound = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU6())
-        self.means = nn.Conv2d(1, len(WINDOWS), largest, padding=largest // 2, bias=False)
-        self.of_means = nn.Conv2d(len(WINDOWS), channels, 3, padding=1)
+        self.means = nn.Sequential(
+            nn.Conv2d(1, count, (1, largest), padding=(0, largest // 2), bias=False),
+            nn.Conv2d(count, count, (largest, 1), padding=(largest // 2, 0), groups=count, bias=False),
+        )
+        self.of_means = nn.Conv2d(count, channels, 3, padding=1)
         self.of_confidence = nn.Conv2d(1, channels, 3, padding=1, bias=False)
         self.activation = nn.ReLU6()
         self.correction = nn.Conv2d(channels, 1, 1)
@@ -88,12 +92,10 @@ class PixelConfidence(nn.Module):
             for side, slope in ((self.defective[0], 1.0), (self.sound[0], -1.0)):
                 side.weight.fill_(slope)
                 side.bias.fill_(3.0)
-            self.means.weight.zero_()
-            middle = max(WINDOWS) // 2
-            for kernel, window in zip(self.means.weight[:, 0], WINDOWS):
-                reach = window // 2
-                inside = slice(middle - reach, middle + reach + 1)
-                kernel[inside, inside] = window**-2.0
+            distance = (torch.arange(max(WINDOWS)) - max(WINDOWS) // 2).abs()
+            kernels = torch.stack([(distance <= window // 2) / window for window in WINDOWS])
+            for along in self.means:
+                along.weight.copy_(kernels.view_as(along.weight))
         for constant in (self.defective, self.sound, self.means):
             constant.requires_grad_(False)
         nn.init.zeros_(self.correction.weight)
