@@ -19,8 +19,7 @@ from torch.nn import functional
 from edge.preprocess import InputSpec
 from edge.progress import progress
 from edge.samples import Sample
-from quantize.weak.classifier import enlarge, pool
-from quantize.weak.focus import evidence_of
+from quantize.weak.classifier import enlarge, evidence_of, pool
 from quantize.weak.photographs import Photographs
 
 CHUNK = 16

@@ -11,12 +11,15 @@ import math
 from typing import NamedTuple
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
 from quantize.models.mobilenet import MobileNetV2, conv_norm
+from quantize.training.augmentation import centered
 
 EMBEDDING = 32
+BATCH = 16
 # Taps of the encoder are at stride 4, 8 and 16.
 STRIDES = {4: 0, 8: 1, 16: 2}
 
@@ -142,3 +145,15 @@ def contrastive_loss(embedding: Tensor, label: Tensor, temperature: float) -> Te
     count = partner.sum(dim=1)
     mean = -log_share.masked_fill(~partner, 0.0).sum(dim=1) / count.clamp_min(1)
     return mean.sum() / (count > 0).sum().clamp_min(1)
+
+
+@torch.no_grad()
+def evidence_of(fabric: Fabric, model: nn.Module, tiles: Tensor) -> Tensor:
+    """Evidence logits float32 N x h x w of raw tiles uint8 N x C x H x W, on the CPU; leaves eval mode on."""
+    model.eval()
+    parts = []
+    for part in tiles.split(BATCH):
+        images = centered(part.to(fabric.device)).contiguous(memory_format=torch.channels_last)
+        with fabric.autocast():
+            parts.append(model(images).evidence[:, 0].float().cpu())
+    return torch.cat(parts)

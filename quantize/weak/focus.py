@@ -35,8 +35,10 @@ from quantize.weak.classifier import (
     FocusClassifier,
     PlainClassifier,
     contrastive_loss,
+    evidence_of,
     pool,
 )
+from quantize.weak.extension import paint_at_random
 from quantize.weak.photographs import Box, Photographs
 
 WEIGHTS = "model.safetensors"
@@ -55,7 +57,8 @@ class FocusConfig:
     """How the classifier learns. ``plain`` is the baseline: labels alone, stride 16, mean pooling, no crops.
 
     Crops come after ``crops_after`` of the training and are half of each batch; ``crop_side`` is the range of
-    their side as a share of the photograph's.
+    their side as a share of the photograph's. ``painted`` is the share of good images with something painted over, so
+    that the extension's paint is not taken for a defect.
     """
 
     epochs: int = 12
@@ -72,6 +75,7 @@ class FocusConfig:
     temperature: float = 0.2
     crops_after: float = 0.3
     crop_side: tuple[float, float] = (0.4, 0.7)
+    painted: float = 0.3
     label_smoothing: float = 0.02
     seed: int = 0
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -79,12 +83,16 @@ class FocusConfig:
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """The classifier, the pooling that tells ``val`` apart best, and the logits (float32 N) of ``val``."""
+    """The classifier, the pooling that tells ``val`` apart best, and the logits (float32 N) of ``val``.
+
+    ``pretrained`` is a sentence on where the encoder came from.
+    """
 
     model: nn.Module
     pooling: str
     val_scores: NDArray[np.float32]
     epochs: int
+    pretrained: str
 
 
 def build_classifier(channels: int, config: FocusConfig) -> nn.Module:
@@ -107,7 +115,7 @@ def train_from_labels(
     model = build_classifier(spec.channels, config)
     train_set = Photographs(train, spec, "framing")
     val_set = Photographs(val, spec, "framing")
-    encoder = None
+    encoder, sentence = None, "from scratch, as asked for"
     if pretrained != "":
         encoder, sentence = find_pretrained(model, pretrained)
         print(sentence, file=sys.stderr)
@@ -130,7 +138,7 @@ def train_from_labels(
             ap = {how: sample_metrics(label, score, 0.0)["ap"] for how, score in scores.items()}
             best = max(ap, key=lambda how: ap[how])
             print(f"{said}; val AP {ap[best]:.3f} ({best})", file=sys.stderr, flush=True)
-    return TrainedClassifier(model.cpu(), best, scores[best], trainer.epochs_done)
+    return TrainedClassifier(model.cpu(), best, scores[best], trainer.epochs_done, sentence)
 
 
 class _Trainer:
@@ -226,6 +234,7 @@ class _Batches:
         self.data, self.config, self.generator = data, config, generator
         self.augment = Augmentation(config.augmentation, generator)
         self.peaks: Tensor | None = None
+        self.painted = 0.0 if config.plain else config.painted
         self.decks: tuple[list[int], list[int]] = ([], [])
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,11 +250,16 @@ class _Batches:
                 y, x, peak = self.peaks[index].tolist()
                 tiles.append(self.data.crop(index, self._box(y, x, guided=bool(defective))))
                 sure = 1.0 if not defective or peak >= SURE else 0.0
+            if not defective and self._draw() < self.painted:
+                tiles[-1] = paint_at_random(tiles[-1], self.generator)
             labels.append(float(defective))
             known.append(sure)
         stacked = torch.stack(tiles)
         images, _ = self.augment(stacked, torch.zeros(len(tiles), 1, *stacked.shape[2:], dtype=torch.uint8))
         return images.contiguous(memory_format=torch.channels_last), torch.tensor(labels), torch.tensor(known)
+
+    def _draw(self) -> float:
+        return float(torch.rand(1, generator=self.generator))
 
     def _deal(self, defective: int) -> int:
         deck = self.decks[defective]
@@ -265,18 +279,6 @@ class _Batches:
         top = min(max(0.0, y - height * (0.25 + 0.5 * draw[1])), 1 - height)
         left = min(max(0.0, x - width * (0.25 + 0.5 * draw[2])), 1 - width)
         return top, left, height, width
-
-
-@torch.no_grad()
-def evidence_of(fabric: Fabric, model: nn.Module, tiles: Tensor) -> Tensor:
-    """Evidence logits float32 N x h x w of raw tiles uint8 N x C x H x W, on the CPU; leaves eval mode on."""
-    model.eval()
-    parts = []
-    for part in tiles.split(BATCH):
-        images = centered(part.to(fabric.device)).contiguous(memory_format=torch.channels_last)
-        with fabric.autocast():
-            parts.append(model(images).evidence[:, 0].float().cpu())
-    return torch.cat(parts)
 
 
 def peaks(fabric: Fabric, model: nn.Module, data: Photographs) -> Tensor:

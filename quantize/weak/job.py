@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from quantize.training.config import TrainingConfig
 from quantize.training.fit import make_fabric
 from quantize.training.job import Job, Trained, train
 from quantize.weak.activation import activate
-from quantize.weak.extension import ExtensionConfig, extend
+from quantize.weak.extension import CONTROLS, ExtensionConfig, extend
 from quantize.weak.focus import FocusConfig, load_classifier, save_classifier, train_from_labels
 from quantize.weak.photographs import Photographs
 from quantize.weak.pictures import contact_sheet
@@ -74,7 +73,6 @@ def train_weak(job: Job, config: WeakConfig = DEFAULTS) -> Trained:
     Raises ``InputError`` before anything is written if the data or the options cannot be used.
     """
     refuse_existing(job.out)
-    began = time.monotonic()
     job = replace(job, config=_one_process(job.config))
     fabric = make_fabric(job.config)
     dataset = open_dataset(job.data, masks=False)
@@ -112,7 +110,7 @@ def train_weak(job: Job, config: WeakConfig = DEFAULTS) -> Trained:
         earlier = pseudo
         pseudo = stages.run(done, lambda out: weak.relabel(out, segmenter, earlier))  # noqa: B023
     distilled = stages.train("8-distilled", weak.training(pseudo, DISTILLED_TIME, 1.0, job.decision))
-    return _finish(job, dataset, stages, distilled, time.monotonic() - began)
+    return _finish(job, dataset, stages, distilled)
 
 
 class _Weak:
@@ -165,10 +163,12 @@ class _Weak:
         focus = self.config.focus
         model = load_classifier(classifier, self.spec.channels, focus).to(self.fabric.device)
         seen = activate(self.fabric, model, self.defective, self.spec, focus.stride, facts["pooling"])
+        good = [sample for sample in self.dataset.split("train") if not sample.defective]
         extended = extend(
             self.fabric,
             model,
             Photographs(self.defective, self.spec),
+            Photographs(good[:CONTROLS], self.spec),
             seen.maps,
             self.config.pseudo.cut,
             threshold=facts["threshold"],
@@ -233,10 +233,12 @@ class _Weak:
         }
 
 
-def _finish(job: Job, dataset: Dataset, stages: Stages, distilled: Path, seconds: float) -> Trained:
+def _finish(job: Job, dataset: Dataset, stages: Stages, distilled: Path) -> Trained:
     """The distilled network as the RUN that was asked for: of the user's data, with the stages' facts."""
     facts = json.loads((distilled / RUN).read_text(encoding="utf-8"))
     metrics = json.loads((distilled / METRICS).read_text(encoding="utf-8"))
+    done = stages.facts()
+    seconds = sum(stage["seconds"] for stage in done.values())
     with new_folder(job.out) as staging:
         for file in (WEIGHTS, METRICS):
             shutil.copyfile(distilled / file, staging / file)
@@ -249,8 +251,14 @@ def _finish(job: Job, dataset: Dataset, stages: Stages, distilled: Path, seconds
             {
                 **facts,
                 "name": job.out.name,
+                "training": {
+                    **facts["training"],
+                    "epochs": job.config.epochs,
+                    "time_limit_min": job.config.time_limit_min,
+                    "seconds": round(seconds, 1),
+                },
                 "data": {**dataset.summary(), "masks": "none was opened"},
-                "weak": {"masks_opened": 0, "stages": stages.facts()},
+                "weak": {"masks_opened": 0, "stages": done},
             },
         )
     return Trained(job.out, metrics["val"], str(facts["training"]["pretrained"]), seconds, facts["decision"])
