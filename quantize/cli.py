@@ -110,6 +110,12 @@ def _configure_train(parser: ArgumentParser) -> None:
         action="store_true",
         help="learn masks from the labels alone: no mask file is opened (stages in OUT.weak, docs/weak.md)",
     )
+    parser.add_argument(
+        "--synthetic-defects",
+        type=_share,
+        metavar="SHARE",
+        help="share of the good tiles in a batch that get a pasted defect, 0 to 1 (default: 0)",
+    )
     parser.add_argument("--from-scratch", action="store_true", help="no pretrained encoder")
     parser.add_argument(
         "--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)"
@@ -159,6 +165,7 @@ def _run_train(options: Namespace) -> Outcome:
     from quantize.decision import DecisionRule, explain
     from quantize.training.balance import BalanceConfig
     from quantize.training.config import TrainingConfig
+    from quantize.training.defects import DefectConfig
     from quantize.training.job import Job, train
 
     if options.from_scratch and options.pretrained:
@@ -168,6 +175,8 @@ def _run_train(options: Namespace) -> Outcome:
     names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator", "devices", "precision")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     model: dict[str, Any] = {"name": options.model, "size": options.size}
+    if options.synthetic_defects is not None:
+        given["defects"] = DefectConfig(share=options.synthetic_defects)
     if options.balance is not None:
         given["balance"] = BalanceConfig(kind=options.balance)
     if options.sample_gradient is not None:

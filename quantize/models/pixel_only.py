@@ -6,6 +6,7 @@ so it is made as strong as it can be: how the mask is pooled is chosen on ``val`
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,32 +26,46 @@ class PixelOnly(nn.Module):
     Input and outputs are those of `SampleCentric`.
     """
 
+    window: Tensor
+
     def __init__(self, width: float, channels: int, decoder_channels: int, pooling: str) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling}")
-        self.pooling = pooling
+        self.set_pooling(pooling)
         self.encoder = MobileNetV2(width, channels)
         self.decoder = Decoder(self.encoder.channels, decoder_channels)
         self.mask = nn.Sequential(separable(decoder_channels), nn.Conv2d(decoder_channels, 1, 1))
         initialise(self, {self.mask[-1]: MASK_PRIOR})
 
+    def set_pooling(self, pooling: str) -> None:
+        """Pool by one of `POOLINGS` from now on; nothing that was learned changes."""
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling}")
+        self.pooling = pooling
+        side = _side(pooling)
+        # The weights of a mean, as a convolution and not an average pool: the former is on the integer grid.
+        self.register_buffer("window", torch.full((1, 1, side, side), side**-2.0), persistent=False)
+
     def forward(self, x: Tensor) -> TrainingOutput | tuple[Tensor, Tensor]:
         mask = self.mask(self.decoder(self.encoder(x)))
         if self.training:
             return TrainingOutput(None, mask)
-        return pool(mask, self.pooling), mask
+        return pool(mask, self.pooling, self.window), mask
 
 
-def pool(mask: Tensor, pooling: str) -> Tensor:
-    """One logit of mask logits: [N, 1, h, w] -> [N, 1]."""
+def pool(mask: Tensor, pooling: str, window: Tensor | None = None) -> Tensor:
+    """One logit of mask logits: [N, 1, h, w] -> [N, 1]. `window` are the weights of the mean, made if not given."""
     if pooling == "mean":
         return mask.mean((2, 3), keepdim=True).flatten(1)
     if pooling != "max":
-        side = int(pooling.removeprefix("window-"))
-        # A convolution with constant weights and not an average pool: the former is on the integer grid.
-        mask = F.conv2d(mask, mask.new_full((1, 1, side, side), side**-2.0), stride=side)
+        side = _side(pooling)
+        if window is None:
+            window = mask.new_full((1, 1, side, side), side**-2.0)
+        mask = F.conv2d(mask, window, stride=side)
     return global_maximum(mask).flatten(1)
+
+
+def _side(pooling: str) -> int:
+    return int(pooling.removeprefix("window-")) if pooling.startswith("window-") else 1
 
 
 def build(size: str, channels: int, pooling: str = "max") -> PixelOnly:

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -280,19 +281,22 @@ class _Schedule:
 
 
 class _Clock:
-    """How long the training waited for its data."""
+    """Makes each batch while the one before it is learned from, and counts what the training waits all the same."""
 
     def __init__(self) -> None:
         self.waited_s = 0.0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            began = time.monotonic()
-            batch = next(batches, None)
-            self.waited_s += time.monotonic() - began
-            if batch is None:
-                return
-            yield batch
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as worker:
+            ahead = worker.submit(next, batches, None)
+            while True:
+                began = time.monotonic()
+                batch = ahead.result()
+                self.waited_s += time.monotonic() - began
+                if batch is None:
+                    return
+                ahead = worker.submit(next, batches, None)
+                yield batch
 
 
 def _groups(model: nn.Module, config: TrainingConfig, pretrained: bool) -> list[dict[str, Any]]:

@@ -123,8 +123,8 @@ def train(job: Job) -> Trained:
     if fabric.is_global_zero:
         model.to("cpu").load_state_dict(fitted.state)
         if isinstance(model, PixelOnly):
-            model.pooling = choose_pooling(model, val_set)
-            model_config["pooling"] = model.pooling
+            model_config["pooling"] = choose_pooling(model, val_set)
+            model.set_pooling(model_config["pooling"])
         with TorchSession(model, spec) as session:
             thresholds = choose_thresholds(session, spec, job.framing, val_samples, held_out, job.decision)
         decision = thresholds.decision.as_dict()

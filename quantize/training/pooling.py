@@ -17,11 +17,6 @@ def choose_pooling(model: PixelOnly, val: FramedSet) -> str:
     """The pooling of ``POOLINGS`` with the highest AP on the tiles of ``val``; of equals, the first."""
     model.eval()
     masks = torch.cat([model(centered(tiles))[1] for tiles in val.tiles.split(BATCH)])
-    smallest = min(masks.shape[2:])
-    scores = {name: pool(masks, name) for name in POOLINGS if _side(name) <= smallest}
+    scores = {name: pool(masks, name) for name in POOLINGS}
     label = val.defective.numpy()
     return max(scores, key=lambda name: float(average_precision_score(label, scores[name].flatten().numpy())))
-
-
-def _side(pooling: str) -> int:
-    return int(pooling.removeprefix("window-")) if pooling.startswith("window-") else 1
