@@ -25,6 +25,7 @@ from quantize.data.dataset import Dataset, open_dataset
 from quantize.data.sizing import InputChoice, choose_input
 from quantize.decision import DecisionRule, check_decidable, choose_threshold
 from quantize.metrics import sample_metrics
+from quantize.models import build
 from quantize.reference import open_run
 from quantize.run import METRICS, RUN, WEIGHTS, network_input
 from quantize.training.config import TrainingConfig
@@ -82,6 +83,7 @@ def train_weak(job: Job, config: WeakConfig = DEFAULTS) -> Trained:
     for split in ("train", "val"):
         if len({sample.defective for sample in dataset.split(split)}) < 2:
             raise InputError(f"split {split} does not have both good and defective samples")
+    build({"channels": dataset.channels, **job.model})  # refuses what the last stage would
     choice = choose_input(dataset, job.input_size, job.framing)
     print(choice.explanation, file=sys.stderr)
     job = replace(job, input_size=choice.size, framing=choice.framing)
@@ -227,6 +229,8 @@ class _Weak:
         write_dataset(out, self.learning, dict(zip((s.id for s in self.defective), masks)))
         contact_sheet(out / SHEET, self.defective, masks, found)
         shares = [float(mask.mean()) for mask in masks]
+        if not any(shares):
+            print("warning: no defect was found in any photograph; masks cannot be learned", file=sys.stderr)
         return {
             "masks": sum(share > 0 for share in shares),
             "median_area": round(float(np.median(shares)), 5),

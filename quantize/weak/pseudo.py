@@ -64,7 +64,8 @@ def masks_from_masks(
     spec: InputSpec,
     config: PseudoConfig,
 ) -> tuple[list[Mask], int]:
-    """The next round: a network's masks (frame coordinates), cut out again; the earlier one where it saw nothing.
+    """The next round: a network's masks (frame coordinates), cut out again; the earlier one, if any, where it saw
+    nothing.
 
     Returns the masks and how many of them are the earlier ones.
     """
@@ -73,7 +74,7 @@ def masks_from_masks(
     for sample, mask in zip(progress(samples, "pseudo masks"), predicted):
         if not mask.any():
             kept += 1
-            masks.append(earlier[sample.id])
+            masks.append(earlier.get(sample.id, mask))
             continue
         grey = cv2.resize(
             mask.astype(np.uint8) * 255, (spec.width, spec.height), interpolation=cv2.INTER_AREA
