@@ -7,7 +7,9 @@ the table can be made at a time (--rows, --seeds); what is missing says `not run
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,9 +18,11 @@ from pathlib import Path
 
 from benchmarks import results_file, verbs
 from benchmarks.quality.report import rows
-from benchmarks.quality.runs import Record, RunError, RunStore, source_digest
+from benchmarks.quality.runs import Record, RunError, RunStore
 from benchmarks.quality.systems import EPOCHS, SEEDS, SPEED, Plan, System, default_systems
+from edge.folders import write_json
 
+PROFILE = Path("made") / "profile.json"
 PRETRAINED = Path("../shared/pretrained")
 
 
@@ -35,13 +39,13 @@ def main(words: Sequence[str] | None = None, verb: Callable[..., int] = verbs.ed
     failures = [] if options.only_report else make_all(store, asked)
     if SPEED.id in options.rows and not options.only_report:
         failures += make_all(replace(store, threads=cores, jobs=1), [alone])
+        make_profile(options.work / PROFILE, cores)
     records: dict[str, dict[int, Record]] = {system.id: {} for system in table}
     for plan in every:
         if (record := store.made(plan)) is not None:
             records[plan.system.id][plan.seed] = record
-    source = source_digest()
     for record in (record for runs in records.values() for record in runs.values()):
-        if record.source != source:
+        if record.stale:
             print(
                 f"{record.label} was trained with other code, at {', '.join(record.commits)}; it counts."
                 f" To train it again, remove made/{record.label}.json and runs/{record.label} in {options.work}"
@@ -50,10 +54,24 @@ def main(words: Sequence[str] | None = None, verb: Callable[..., int] = verbs.ed
     command = "make bench-quality"
     if options.epochs != EPOCHS:
         command += f" QUALITY='--epochs {options.epochs}'"
-    print(results_file.write("quality", command, seeds, rows(table, records, store.made(alone), source)))
+    file = options.work / PROFILE
+    profile = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    print(results_file.write("quality", command, seeds, rows(table, records, store.made(alone), profile)))
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
+
+
+def make_profile(file: Path, threads: int) -> None:
+    """Profile a training step in a process of its own, unless that was done."""
+    if file.is_file():
+        return
+    print("profiling a training step", flush=True)
+    words = [sys.executable, "-m", "benchmarks.quality.profile", "--threads", str(threads)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**found, "threads": threads, "commit": results_file.commit()})
 
 
 def make_all(store: RunStore, plans: Sequence[Plan]) -> list[str]:

@@ -7,7 +7,7 @@ Ids are read back by `benchmarks.quality.tables`: `SYSTEM.METRIC`, `SYSTEM.METRI
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,13 +68,15 @@ BY_STRATUM = (BASELINE, DEFAULT, "pixel-confidence")
 UNDEFINED = "undefined"
 
 
-def rows(systems: Sequence[System], records: Records, speed: Record | None, source: str) -> list[Row]:
-    """All rows. `speed` is the run that was made alone for the bar on speed; `source` the code's digest now."""
+def rows(
+    systems: Sequence[System], records: Records, speed: Record | None, profile: Mapping[str, Any] | None
+) -> list[Row]:
+    """All rows. `speed` is the run that was made alone for the bar on speed, `profile` where its time goes."""
     test, val = analyse(records, "test"), analyse(records, "val")
     made: list[Row] = []
     for system in systems:
         runs = records.get(system.id, {})
-        made.append(_runs_row(system, records, source))
+        made.append(_runs_row(system, records))
         made += [_value_row(test, system, metric) for metric in _asked(system, bool(runs))]
         if runs:
             made += [_value_row(val, system, metric) for metric in VAL_METRICS]
@@ -83,6 +85,7 @@ def rows(systems: Sequence[System], records: Records, speed: Record | None, sour
         made += _comparison_rows(test, system)
     made += _stratum_rows(records)
     made += _speed_bars(speed)
+    made += _profile_rows(profile)
     return made
 
 
@@ -170,7 +173,7 @@ def _ratio_row(analysis: Analysis, system: System, reference: str, metric: str) 
     )
 
 
-def _runs_row(system: System, records: Records, source: str) -> Row:
+def _runs_row(system: System, records: Records) -> Row:
     """How many seeds were run, and everything that somebody who doubts the numbers asks first."""
     what = f"{system.what}: seeds run"
     runs = records.get(system.id, {})
@@ -180,7 +183,7 @@ def _runs_row(system: System, records: Records, source: str) -> Row:
     first = runs[min(runs)]
     notes = [f"`{' '.join(system.words) or 'no flag'}`", _seeds(sorted(runs)), _epochs(runs.values())]
     notes.append("commit " + ", ".join(dict.fromkeys(c for run in runs.values() for c in run.commits)))
-    if any(run.source != source for run in runs.values()):
+    if any(run.stale for run in runs.values()):
         notes.append("the training code has changed since")
     if any(run.recipe() != first.recipe() for run in runs.values()):
         notes.append("the seeds were not trained alike")
@@ -266,4 +269,19 @@ def _speed_bars(record: Record | None) -> Iterator[Row]:
             note += "; the bar is for two cores"
         yield results_file.row(
             f"speed.{name}", what, value, unit, bar, holds(value) if judged else None, note
+        )
+
+
+def _profile_rows(profile: Mapping[str, Any] | None) -> Iterator[Row]:
+    """Why training is not faster, and what would make it so."""
+    if profile is None:
+        return
+    note = f"{profile['threads']} threads, random images, commit {profile['commit']}"
+    for name, value in profile["images_per_s"].items():
+        key = name.replace(" ", "-")
+        yield results_file.row(f"profile.{key}", f"one training step, {name}: images/s", value, note=note)
+    for kind, share in profile["shares"].items():
+        key = kind.replace(",", "").replace(" ", "-")
+        yield results_file.row(
+            f"profile.{key}", f"one training step: share of the time in {kind}", share, note=note
         )

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import hashlib
 import json
 import os
 import statistics
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,13 +23,21 @@ from typing import Any
 from benchmarks import results_file, verbs
 from benchmarks.quality.sample_table import SampleTable, read_table, tabulate
 from benchmarks.quality.systems import Plan
-from edge.folders import sha256, write_json
+from edge.folders import write_json
 from edge.predictions import Predictions
 from edge.samples import read_samples
 
 SPLITS = ("val", "test")
-# The code that decides what a training gives.
-SOURCES = ("quantize/**/*.py", "edge/preprocess.py", "edge/images.py")
+# The code that decides what a training gives, as git pathspecs.
+SOURCES = (
+    "quantize/models",
+    "quantize/training",
+    "quantize/data/framed.py",
+    "quantize/data/sizing.py",
+    "quantize/pretrained.py",
+    "edge/preprocess.py",
+    "edge/images.py",
+)
 # What run.json says about one training rather than about its recipe.
 OF_ONE_RUN = {"seed", "epochs_done", "best_epoch", "seconds", "ran_on"}
 
@@ -53,9 +61,9 @@ class Record:
         return list(dict.fromkeys(start["commit"] for start in self.facts["starts"]))
 
     @property
-    def source(self) -> str:
-        """Digest of the code at the last start of the training."""
-        return str(self.facts["starts"][-1]["source"])
+    def stale(self) -> bool:
+        """Whether the code that trains has changed since; a tree that was not clean counts as another one."""
+        return any(training_code_differs(commit) for commit in self.commits)
 
     @property
     def speed(self) -> dict[str, float | None]:
@@ -142,7 +150,7 @@ class RunStore:
         file = folder / "start.json"
         starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        start = {"commit": results_file.commit(), "source": source_digest(), "date": now}
+        start = {"commit": results_file.commit(), "date": now}
         write_json(file, [*starts, {**start, "threads": self.threads, "jobs": self.jobs}])
 
     def _record(self, plan: Plan, folder: Path) -> None:
@@ -163,11 +171,10 @@ class RunStore:
         write_json(self.work / "made" / f"{plan.label}.json", record)
 
 
-def source_digest() -> str:
-    """SHA-256 over the names and bytes of the code that decides what a training gives."""
-    files = sorted(file for pattern in SOURCES for file in results_file.ROOT.glob(pattern))
-    said = "\n".join(f"{file.relative_to(results_file.ROOT)} {sha256(file)}" for file in files)
-    return hashlib.sha256(said.encode()).hexdigest()
+def training_code_differs(commit: str) -> bool:
+    """Whether the code that trains is another one than at ``commit``, or nobody can say."""
+    words = ["git", "diff", "--quiet", commit, "--", *SOURCES]
+    return subprocess.run(words, cwd=results_file.ROOT, capture_output=True, check=False).returncode != 0
 
 
 def _speed(history: list[dict[str, float]], training: dict[str, Any]) -> dict[str, float | None]:

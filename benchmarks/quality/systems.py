@@ -65,6 +65,12 @@ def systems(balance: str, sample_gradient: float) -> list[System]:
             for share in shares
         ),
         *(System(f"balance-{kind}", f"balance {kind}", ("--balance", kind), both) for kind in balances),
+        System(
+            "synthetic",
+            "synthetic defects on a quarter of the good tiles",
+            ("--synthetic-defects", "0.25"),
+            both,
+        ),
         System("pixel-confidence", "pixel-confidence", ("--model", "pixel-confidence"), both),
         System("weak", "weak labels only", ("--weak",), (*both, PLAIN_CAM)),
         # The classifier of image labels alone, its activation map as the mask: no verb makes it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from benchmarks.quality.analysis import analyse
 from benchmarks.quality.bootstrap import difference, group_weights
 from benchmarks.quality.picture import draw_recall_by_area
 from benchmarks.quality.report import rows as report_rows
-from benchmarks.quality.runs import Record, RunError, RunStore, source_digest
+from benchmarks.quality.runs import SOURCES, Record, RunError, RunStore, training_code_differs
 from benchmarks.quality.sample_table import SampleTable, read_table
 from benchmarks.quality.strata import area_quartiles, defect_types, recalls
 from benchmarks.quality.systems import BASELINE, DEFAULT, Plan, System, default_systems, systems
@@ -58,7 +59,7 @@ def picked(table: SampleTable, which: list[int]) -> SampleTable:
     return SampleTable(**{name: getattr(table, name)[which] for name in SampleTable.__dataclass_fields__})
 
 
-def make_record(table: SampleTable, seed: int, label: str = "one", source: str = "now", **training) -> Record:
+def make_record(table: SampleTable, seed: int, label: str = "one", **training) -> Record:
     facts = {
         "model": {"name": label},
         "input": {"width": 256},
@@ -70,7 +71,7 @@ def make_record(table: SampleTable, seed: int, label: str = "one", source: str =
             "ran_on": {"device": "cpu"},
             **training,
         },
-        "starts": [{"commit": "abc1234", "source": source, "threads": 2, "jobs": 1}],
+        "starts": [{"commit": "abc1234", "threads": 2, "jobs": 1}],
         "speed": {"images_per_s": 90.0, "data_share": 0.01, "minutes": 12.0},
     }
     return Record(f"{label}-{seed}", seed, facts, {"val": table, "test": table})
@@ -226,7 +227,7 @@ class TestReport:
         }
 
     def rows(self, records, speed=None):
-        return {row["id"]: row for row in report_rows(systems("gradnorm", 1), records, speed, "now")}
+        return {row["id"]: row for row in report_rows(systems("gradnorm", 1), records, speed, None)}
 
     def test_values_and_differences_are_means_over_seeds(self):
         records = self.records()
@@ -281,12 +282,35 @@ class TestReport:
 
     def test_another_recipe_other_code_and_other_seeds_are_said(self):
         records = self.records()
-        records[DEFAULT][1] = make_record(make_table(1), 1, rate=0.1, source="then")
+        records[DEFAULT][1] = make_record(make_table(1), 1, rate=0.1)
         note = self.rows(records)["sample-centric.runs"]["note"]
         assert "the training code has changed since" in note
         assert "the seeds were not trained alike" in note
         assert "differs from the baseline in model.name" in note
         assert "abc1234" in note and "/somewhere" not in note
+
+    def test_code_that_trains_is_compared_with_the_commit_and_unknown_is_different(self):
+        assert training_code_differs("abc1234-dirty") and training_code_differs("0" * 40)
+        clean = subprocess.run(
+            ["git", "status", "--porcelain", "--", *SOURCES],
+            cwd=results_file.ROOT,
+            capture_output=True,
+            text=True,
+        )
+        if clean.returncode != 0 or clean.stdout:
+            pytest.skip("the code that trains is not as committed, or there is no git here")
+        assert not training_code_differs("HEAD")
+
+    def test_a_profile_becomes_rows(self):
+        profile = {
+            "images_per_s": {"as trained": 30.0},
+            "shares": {"batch norm, forward": 0.1},
+            "threads": 2,
+            "commit": "abc1234",
+        }
+        rows = {row["id"]: row for row in report_rows(systems("gradnorm", 1), {}, None, profile)}
+        assert rows["profile.as-trained"]["value"] == 30.0 and "abc1234" in rows["profile.as-trained"]["note"]
+        assert rows["profile.batch-norm-forward"]["value"] == 0.1
 
     def test_runs_on_different_photographs_are_refused(self):
         records = self.records()
@@ -314,7 +338,7 @@ class TestReport:
 
 class TestTables:
     def rows(self):
-        return report_rows(systems("gradnorm", 1), TestReport().records(), None, "now")
+        return report_rows(systems("gradnorm", 1), TestReport().records(), None, None)
 
     def test_every_system_has_a_line_and_its_numbers(self):
         rows = self.rows()
@@ -334,7 +358,7 @@ class TestTables:
         )
 
     def test_nothing_run_is_a_table_too(self):
-        text = tables.quality_section(report_rows(systems("gradnorm", 1), {}, None, "now"))
+        text = tables.quality_section(report_rows(systems("gradnorm", 1), {}, None, None))
         assert text.count("not run") > 10
 
     def test_only_what_is_between_the_markers_changes(self):
@@ -349,7 +373,7 @@ class TestTables:
         assert draw_recall_by_area(rows, tmp_path / "a.svg") and draw_recall_by_area(rows, tmp_path / "b.svg")
         assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
         assert not draw_recall_by_area(
-            report_rows(systems("gradnorm", 1), {}, None, "now"), tmp_path / "c.svg"
+            report_rows(systems("gradnorm", 1), {}, None, None), tmp_path / "c.svg"
         )
 
 
@@ -412,7 +436,7 @@ class TestRunStore:
             "data_share": pytest.approx(waited),
             "minutes": 1.0,
         }
-        assert record.source == source_digest() and len(record.commits) == 1
+        assert len(record.commits) == 1
         table = record.tables["test"]
         assert (table.verdict == table.defective).all() and table.truth[table.defective].tolist() == [196] * 5
 
@@ -473,6 +497,8 @@ class TestCommand:
         data = write_dataset(tmp_path / "data")
         monkeypatch.setattr(command, "default_systems", lambda: systems("gradnorm", 1))
         monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+        profiled = []
+        monkeypatch.setattr(command, "make_profile", lambda file, threads: profiled.append(file.name))
         fake = FakeVerbs(data, failing="baseline-seed0")
         words = ["--data", str(data), "--work", str(tmp_path / "work"), "--jobs", "2"]
         words += ["--rows", "baseline,sample-centric,speed", "--seeds", "0,1", "--epochs", "2"]
@@ -481,7 +507,7 @@ class TestCommand:
         rows = {row["id"]: row for row in json.loads((tmp_path / "quality.json").read_text())["rows"]}
         assert rows["baseline.runs"]["value"] == 1 and rows["sample-centric.runs"]["value"] == 2
         assert rows["speed.images_per_s"]["value"] == 100
-        assert fake.asked == {"train": 5, "predict": 8}
+        assert fake.asked == {"train": 5, "predict": 8} and profiled == ["profile.json"]
         fake.failing = ""
         assert command.main(words, fake) == 0
         assert fake.asked == {"train": 6, "predict": 10}
