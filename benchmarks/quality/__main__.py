@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import results_file, verbs
+from benchmarks.quality.leaks import leaked_groups
 from benchmarks.quality.report import rows
 from benchmarks.quality.runs import Record, RunError, RunStore
 from benchmarks.quality.systems import EPOCHS, SEEDS, SPEED, Plan, System, default_systems
@@ -54,9 +55,14 @@ def main(words: Sequence[str] | None = None, verb: Callable[..., int] = verbs.ed
     command = "make bench-quality"
     if options.epochs != EPOCHS:
         command += f" QUALITY='--epochs {options.epochs}'"
+    leaked = leaked_groups(options.data, options.work / "made" / "leaks.json")
     file = options.work / PROFILE
     profile = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    print(results_file.write("quality", command, seeds, rows(table, records, store.made(alone), profile)))
+    print(
+        results_file.write(
+            "quality", command, seeds, rows(table, records, store.made(alone), profile, leaked)
+        )
+    )
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

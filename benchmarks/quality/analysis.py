@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,8 +55,8 @@ class Analysis:
         return difference(ours, theirs, np.random.default_rng(RANDOM))
 
 
-def analyse(records: Records, split: str, draws: int = DRAWS) -> Analysis:
-    """Measure every record's table of `split`.
+def analyse(records: Records, split: str, draws: int = DRAWS, without: Sequence[str] = ()) -> Analysis:
+    """Measure every record's table of `split`, `without` some groups.
 
     Raises:
         ValueError: two records answer about different photographs, or by different labels.
@@ -71,6 +71,7 @@ def analyse(records: Records, split: str, draws: int = DRAWS) -> Analysis:
     _check_same(everything, split)
     drawn = group_weights(everything[0].group, draws, np.random.default_rng(RANDOM))
     weights = np.concatenate([np.ones((1, drawn.shape[1])), drawn])
+    weights = weights * ~np.isin(everything[0].group, list(without))
     alarms = {seed: false_alarms(table, weights) for seed, table in tables.get(BASELINE, {}).items()}
     return Analysis(
         split,

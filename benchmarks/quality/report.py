@@ -36,6 +36,7 @@ METRICS = {
 }
 # What a recipe is chosen by; `test` is for the verdict on it.
 VAL_METRICS = ("ap", "seg_miou", "seg_recall", "positive_iou")
+UNLEAKED_METRICS = ("ap", "auroc", "recall", "false_alarms", "seg_miou", "seg_recall", "positive_iou")
 SPEEDS = {
     "images_per_s": "training, images/s",
     "parts_per_s": "training on parts of the tiles, images/s",
@@ -69,9 +70,16 @@ UNDEFINED = "undefined"
 
 
 def rows(
-    systems: Sequence[System], records: Records, speed: Record | None, profile: Mapping[str, Any] | None
+    systems: Sequence[System],
+    records: Records,
+    speed: Record | None,
+    profile: Mapping[str, Any] | None,
+    leaked: Sequence[str] = (),
 ) -> list[Row]:
-    """All rows. `speed` is the run that was made alone for the bar on speed, `profile` where its time goes."""
+    """All rows. `speed` is the run that was made alone for the bar on speed, `profile` where its time goes.
+
+    `leaked` are the groups of `test` whose part is in another split too.
+    """
     test, val = analyse(records, "test"), analyse(records, "val")
     made: list[Row] = []
     for system in systems:
@@ -83,6 +91,8 @@ def rows(
             made += _speed_rows(system, runs)
     for system in systems:
         made += _comparison_rows(test, system)
+    if leaked:
+        made += _unleaked_rows(systems, records, leaked)
     made += _stratum_rows(records)
     made += _speed_bars(speed)
     made += _profile_rows(profile)
@@ -107,6 +117,19 @@ def _value_row(analysis: Analysis, system: System, metric: str) -> Row:
     return results_file.row(
         f"{system.id}.{prefix}{metric}", what, value, bar=text, passed=passed, note=_spread(found)
     )
+
+
+def _unleaked_rows(systems: Sequence[System], records: Records, leaked: Sequence[str]) -> Iterator[Row]:
+    clean = analyse(records, "test", draws=0, without=leaked)
+    for system in systems:
+        for metric in UNLEAKED_METRICS:
+            if found := clean.of_seeds(system.id, metric):
+                yield results_file.row(
+                    f"{system.id}.unleaked_{metric}",
+                    f"{system.what}: {METRICS[metric]}, `test` without the parts that are in another split too",
+                    statistics.fmean(found.values()),
+                    note=f"{_spread(found)}; without groups {', '.join(leaked)}",
+                )
 
 
 def _spread(found: dict[int, float]) -> str:

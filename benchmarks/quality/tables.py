@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.quality.report import METRICS
+from benchmarks.quality.report import METRICS, UNLEAKED_METRICS
 from benchmarks.results_file import value_text
 
 Row = dict[str, Any]
@@ -39,6 +39,7 @@ def quality_section(rows: list[Row]) -> str:
         differences_table(rows),
         "\n### On `val`, which recipes are chosen by\n",
         systems_table(rows, tuple(f"val_{name}" for name in METRICS if _any(rows, f".val_{name}"))),
+        *_unleaked(rows),
         "\n### By defect\n",
         "Share called defective / Seg_Recall on `test`, mean over seeds; area in pixels of the photograph.\n",
         strata_table(rows),
@@ -53,6 +54,17 @@ def quality_section(rows: list[Row]) -> str:
     return "\n".join(parts)
 
 
+def _unleaked(rows: list[Row]) -> list[str]:
+    if not _any(rows, ".unleaked_ap"):
+        return []
+    left_out = next(row["note"].split("without ")[1] for row in rows if row["id"].endswith(".unleaked_ap"))
+    return [
+        "\n### On `test` without leaks\n",
+        f"`edgeqc data check` finds parts of `test` in other splits; without {left_out}.\n",
+        systems_table(rows, tuple(f"unleaked_{name}" for name in UNLEAKED_METRICS)),
+    ]
+
+
 def quality_readme(rows: list[Row]) -> str:
     """The README's view: the systems and the metrics that have bars."""
     return systems_table(rows, README_COLUMNS)
@@ -61,7 +73,9 @@ def quality_readme(rows: list[Row]) -> str:
 def systems_table(rows: list[Row], columns: tuple[str, ...]) -> str:
     """A line for each system; one that was not run says so."""
     by_id = {row["id"]: row for row in rows}
-    names = [COLUMN_NAMES.get(column.removeprefix("val_"), column) for column in columns]
+    names = [
+        COLUMN_NAMES.get(column.removeprefix("val_").removeprefix("unleaked_"), column) for column in columns
+    ]
     lines = []
     for system, runs in _systems(rows):
         cells = [value_text(by_id[id]) if (id := f"{system}.{column}") in by_id else "" for column in columns]

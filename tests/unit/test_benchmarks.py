@@ -301,6 +301,24 @@ class TestReport:
             pytest.skip("the code that trains is not as committed, or there is no git here")
         assert not training_code_differs("HEAD")
 
+    def test_what_is_in_another_split_too_is_left_out_beside_the_numbers(self):
+        records = self.records()
+        table = records[DEFAULT][0].tables["test"]
+        leaked = sorted(set(table.group[table.defective]))[:3]
+        kept = ~np.isin(table.group, leaked)
+        rows = {
+            row["id"]: row
+            for row in report_rows(
+                systems("gradnorm", 1), {DEFAULT: {0: records[DEFAULT][0]}}, None, None, leaked
+            )
+        }
+        row = rows["sample-centric.unleaked_recall"]
+        chosen = kept & table.defective
+        assert row["value"] == pytest.approx((table.verdict & chosen).sum() / chosen.sum())
+        assert all(group in row["note"] for group in leaked)
+        assert "without leaks" in tables.quality_section(list(rows.values()))
+        assert "without leaks" not in tables.quality_section(list(self.rows(records).values()))
+
     def test_a_profile_becomes_rows(self):
         profile = {
             "images_per_s": {"as trained": 30.0},
