@@ -7,6 +7,7 @@ network, refinement and one more round, distillation into one fully supervised n
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -265,7 +266,16 @@ def _finish(job: Job, dataset: Dataset, stages: Stages, distilled: Path) -> Trai
                 "weak": {"masks_opened": 0, "stages": done},
             },
         )
-    return Trained(job.out, metrics["val"], str(facts["training"]["pretrained"]), seconds, facts["decision"])
+    measured = _with_nan(metrics["val"])
+    return Trained(job.out, measured, str(facts["training"]["pretrained"]), seconds, facts["decision"])
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as they were before JSON, which has no NaN: nulls are numbers that could not be computed."""
+    return {
+        key: _with_nan(value) if isinstance(value, dict) else math.nan if value is None else value
+        for key, value in values.items()
+    }
 
 
 def _one_process(config: TrainingConfig) -> TrainingConfig:
