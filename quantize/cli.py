@@ -199,7 +199,8 @@ def _run_train(options: Namespace) -> Outcome:
     )
     text = f"{trained.run}: trained in {trained.seconds / 60:.1f} min, {trained.pretrained}"
     if trained.metrics:  # the first process of several measures
-        text += f"\nval: {_sentence(trained.metrics)}\n{explain(trained.decision)}"
+        masks = " (masks against pseudo masks: no true one was opened)" if options.weak else ""
+        text += f"\nval: {_sentence(trained.metrics)}{masks}\n{explain(trained.decision)}"
     return Outcome(
         text=text,
         data={
