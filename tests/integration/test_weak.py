@@ -15,6 +15,8 @@ pytest.importorskip("cv2", reason="the toolkit's opencv-python-headless")
 
 from edge import cli
 from edge.images import read_image, write_png
+from edge.predictions import Predictions
+from edge.samples import read_samples
 from quantize.weak import job as weak_job
 
 MASKS = "masks"
@@ -141,3 +143,23 @@ def test_what_cannot_be_trained_is_refused(surfaces, tmp_path, capsys, more, sai
     assert train(surfaces, tmp_path / "run", *more) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run.weak").exists()
+
+
+def test_plain_cam_leaves_what_the_quality_table_takes_up(surfaces, tmp_path):
+    from quantize.weak.plain import train_plain_cam
+
+    WATCHED[:] = [surfaces]
+    OPENED.clear()
+    training = weak_job.TrainingConfig(epochs=2, accelerator="cpu", precision="32-true")
+    train_plain_cam(surfaces, tmp_path / "plain", training, "", ("val",))
+    WATCHED.clear()
+    assert not [name for name in OPENED if name.startswith("mask")]
+    facts = json.loads((tmp_path / "plain" / "run" / "run.json").read_text())
+    assert {"model", "input", "framing", "decision", "training", "created"} <= facts.keys()
+    assert "history" in json.loads((tmp_path / "plain" / "run" / "metrics.json").read_text())
+    predictions = Predictions.load(tmp_path / "plain" / "val.npz")
+    samples = read_samples(surfaces, "val")
+    assert predictions.sample_ids == tuple(sample.id for sample in samples)
+    assert {mask.shape for mask in predictions.masks} == {(40, 72)}
+    assert all(0 < mask.mean() < 1 for mask in predictions.masks)  # a share of each map's own range
+    assert predictions.threshold == facts["decision"]["threshold"]
