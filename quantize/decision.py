@@ -33,8 +33,8 @@ from quantize.guarantee import (
 
 RULES = ("f1", "youden", "fixed", "risk")
 
-# Candidates this close to the best count as equally good: less than one sample's worth on a few hundred.
-TIE = 0.005
+# Thresholds that are rated at a time, so that a large `val` fits into memory.
+CHUNK = 256
 # Thresholds that rule `risk` tests. In a sequence fixed beforehand more of them cost no confidence.
 CANDIDATES = 1001
 
@@ -236,10 +236,10 @@ def choose_threshold(
 ) -> ChosenThreshold:
     """The threshold of rule ``f1``, ``youden`` or ``fixed`` on these photographs (labels 0/1 [N], logits [N]).
 
-    Any value between two neighbouring scores gives the same verdicts here; the middle is taken. Among
-    candidates within ``TIE`` of the best F1 (or Youden index) the widest gap wins: scores on a device differ a
-    little, and a wide gap is what keeps that from changing a verdict. ``docs/decisions.md`` has what other places
-    in the gap did.
+    What is highest is the F1 (or Youden index) to be expected of *new* photographs: the scores of each class stand
+    for a smooth density (Gaussian kernels of Silverman's width, "Density estimation", 1986), because the best F1 of
+    the very photographs at hand hangs on one or two of them. Candidates are the middles between neighbouring
+    scores: scores on a device differ a little, and that must not change a verdict.
     """
     label = np.asarray(defective, dtype=bool)
     score = np.asarray(scores, dtype=np.float64)
@@ -300,19 +300,32 @@ def _in_float32(threshold: float, score: NDArray[np.float64]) -> float:
 
 
 def _best_threshold(label: NDArray[np.bool_], score: NDArray[np.float64], rule: DecisionRule) -> float:
-    """The middle of the widest gap between scores among those whose quality is within ``TIE`` of the best."""
+    """The candidate with the best expected quality; of equals, the one in the widest gap."""
     levels = np.unique(score)
     candidates, gaps = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
     if not len(candidates):  # all scores equal: calling everything defective is the best that F1 can do
         return float(levels[0])
-    hits = label.sum() - np.searchsorted(np.sort(score[label]), candidates)
-    alarms = (~label).sum() - np.searchsorted(np.sort(score[~label]), candidates)
+    hits, alarms = _expected_above(score[label], candidates), _expected_above(score[~label], candidates)
     if rule.name == "youden":
         quality = hits / label.sum() - alarms / (~label).sum()
     else:
         quality = 2 * hits / (label.sum() + hits + alarms)
-    tied = np.flatnonzero(quality >= quality.max() - TIE)
+    tied = np.flatnonzero(quality >= quality.max() - 1e-9)
     return float(candidates[tied[np.argmax(gaps[tied])]])
+
+
+def _expected_above(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many of as many new scores are expected at or above each threshold, by a kernel estimate of ``scores``."""
+    from scipy.special import ndtr
+
+    width = 0.9 * scores.std() * len(scores) ** -0.2
+    if width == 0:
+        return np.asarray((scores[None] >= thresholds[:, None]).sum(axis=1), dtype=np.float64)
+    parts = [
+        ndtr((scores[None] - some[:, None]) / width).sum(axis=1)
+        for some in np.array_split(thresholds, -(-len(thresholds) // CHUNK))
+    ]
+    return np.asarray(np.concatenate(parts))
 
 
 def _bounded_threshold(val: Scored, held_out: Scored, rule: DecisionRule) -> float:
