@@ -16,7 +16,7 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from benchmarks.quality.systems import Plan
 from edge.folders import write_json
 from edge.predictions import Predictions
 from edge.samples import read_samples
+from quantize.decision import choose_threshold
 
 SPLITS = ("val", "test")
 # The code that decides what a training gives, as git pathspecs.
@@ -93,12 +94,17 @@ class RunStore:
     verb: Callable[..., int] = verbs.edgeqc
 
     def made(self, plan: Plan) -> Record | None:
-        """The record of this plan, or None."""
+        """The record of this plan, or None; with the verdicts of today's default rule on its `val`.
+
+        So every row is decided by one rule, also where the rule was improved after the training.
+        """
         file = self.work / "made" / f"{plan.label}.json"
         if not file.is_file():
             return None
         facts = json.loads(file.read_text(encoding="utf-8"))
         tables = {split: read_table(facts["tables"][split]) for split in SPLITS}
+        threshold = choose_threshold(tables["val"].defective, tables["val"].score).threshold
+        tables = {split: replace(table, verdict=table.score >= threshold) for split, table in tables.items()}
         return Record(plan.label, plan.seed, facts, tables)
 
     def make(self, plan: Plan) -> Record:
