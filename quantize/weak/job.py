@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 
 from edge.errors import InputError
 from edge.folders import new_folder, refuse_existing, write_json
@@ -40,9 +41,8 @@ from quantize.weak.pictures import contact_sheet
 from quantize.weak.pseudo import (
     Mask,
     PseudoConfig,
+    add_votes,
     masks_from_evidence,
-    masks_from_masks,
-    read_masks,
     write_dataset,
 )
 from quantize.weak.stages import Stages, read_facts
@@ -110,8 +110,7 @@ def train_weak(job: Job, config: WeakConfig = DEFAULTS) -> Trained:
         segmenter = stages.train(
             name, weak.training(pseudo, SEGMENTER_TIME, SEGMENTER_EPOCHS, DecisionRule())
         )
-        earlier = pseudo
-        pseudo = stages.run(done, lambda out: weak.relabel(out, segmenter, earlier))  # noqa: B023
+        pseudo = stages.run(done, lambda out: weak.relabel(out, segmenter))  # noqa: B023
     distilled = stages.train("8-distilled", weak.training(pseudo, DISTILLED_TIME, 1.0, job.decision))
     return _finish(job, dataset, stages, distilled)
 
@@ -190,8 +189,7 @@ class _Weak:
 
     def cut_out(self, out: Path) -> dict[str, Any]:
         """Stage 3: pseudo masks from the evidence."""
-        with np.load(self.stages.folder / "2-extension" / EVIDENCE) as members:
-            maps = members["maps"]
+        maps = self._evidence()
         masks = masks_from_evidence(self.defective, maps, self.spec, self.config.pseudo)
         return self._write(out, masks, list(maps >= self.config.pseudo.cut))
 
@@ -218,13 +216,18 @@ class _Weak:
 
         return work
 
-    def relabel(self, out: Path, segmenter: Path, earlier: Path) -> dict[str, Any]:
-        """The next pseudo masks: what the network answers on the photographs that it learned from."""
-        before = read_masks(open_dataset(earlier).samples)
+    def relabel(self, out: Path, segmenter: Path) -> dict[str, Any]:
+        """The next pseudo masks: evidence and the network's answer together, cut out again."""
         with open_run(segmenter) as inspector:
             predicted = predict(inspector, self.defective, what="relabelling").masks
-        masks, kept = masks_from_masks(self.defective, predicted, before, self.spec, self.config.pseudo)
-        return {**self._write(out, masks, list(predicted)), "kept": kept}
+        joined = add_votes(self._evidence(), predicted, self.config.pseudo.vote)
+        masks = masks_from_evidence(self.defective, joined, self.spec, self.config.pseudo)
+        return self._write(out, masks, list(predicted))
+
+    def _evidence(self) -> NDArray[np.float16]:
+        with np.load(self.stages.folder / "2-extension" / EVIDENCE) as members:
+            maps: NDArray[np.float16] = members["maps"]
+        return maps
 
     def _write(self, out: Path, masks: Sequence[Mask], found: Sequence[Mask]) -> dict[str, Any]:
         write_dataset(out, self.learning, dict(zip((s.id for s in self.defective), masks)))

@@ -16,7 +16,6 @@ from edge.images import read_image, write_png
 from edge.preprocess import FloatArray, InputSpec
 from edge.progress import progress
 from edge.samples import TABLE, Sample
-from quantize.data.dataset import read_mask
 from quantize.weak.photographs import Photographs
 from quantize.weak.refinement import refine
 
@@ -31,11 +30,14 @@ class PseudoConfig:
     A defect that covers more than ``broad_share`` of the photograph is broad: a stain or a shadow without an edge,
     that GrabCut would tear into pieces. It is taken as it is, and wider, from ``broad_cut`` on, because evidence
     is strong only where a broad defect is typical.
+
+    ``vote`` is what a network's mask adds to the evidence in the rounds after the first.
     """
 
     cut: float = 0.0
     broad_share: float = 0.05
     broad_cut: float = -2.0
+    vote: float = 1.0
 
 
 def masks_from_evidence(
@@ -57,31 +59,18 @@ def masks_from_evidence(
     return masks
 
 
-def masks_from_masks(
-    samples: Sequence[Sample],
-    predicted: Sequence[Mask],
-    earlier: Mapping[str, Mask],
-    spec: InputSpec,
-    config: PseudoConfig,
-) -> tuple[list[Mask], int]:
-    """The next round: a network's masks (frame coordinates), cut out again; the earlier one, if any, where it saw
-    nothing.
+def add_votes(maps: Iterable[FloatArray], predicted: Sequence[Mask], vote: float) -> list[FloatArray]:
+    """The next round's evidence: ``vote`` more where a network trained on the last masks says defect, less elsewhere.
 
-    Returns the masks and how many of them are the earlier ones.
+    ``predicted`` are masks in frame coordinates. Two witnesses err differently: the classifier knows where good
+    parts look the same, the network has seen what the cut-out defects have in common.
     """
-    kept = 0
-    masks = []
-    for sample, mask in zip(progress(samples, "pseudo masks"), predicted):
-        if not mask.any():
-            kept += 1
-            masks.append(earlier.get(sample.id, mask))
-            continue
-        grey = cv2.resize(
-            mask.astype(np.uint8) * 255, (spec.width, spec.height), interpolation=cv2.INTER_AREA
-        )
-        evidence = grey.astype(np.float32) / 127.5 - 1
-        masks.extend(masks_from_evidence([sample], [evidence], spec, config))
-    return masks, kept
+    joined = []
+    for evidence, mask in zip(maps, predicted):
+        size = (evidence.shape[1], evidence.shape[0])
+        share = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) / np.float32(255)
+        joined.append(np.asarray(evidence, np.float32) + vote * (2 * share - 1))
+    return joined
 
 
 def write_dataset(folder: Path, samples: Sequence[Sample], masks: Mapping[str, Mask]) -> None:
@@ -113,15 +102,6 @@ def write_dataset(folder: Path, samples: Sequence[Sample], masks: Mapping[str, M
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def read_masks(samples: Sequence[Sample]) -> dict[str, Mask]:
-    """The masks of a data set that ``write_dataset`` wrote, by the id of the user's own sample."""
-    return {
-        Path(sample.id).relative_to(IMAGES).as_posix(): read_mask(sample)
-        for sample in samples
-        if sample.mask is not None
-    }
 
 
 def _in_frame(mask: Mask, sample: Sample) -> Mask:

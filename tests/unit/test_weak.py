@@ -19,6 +19,7 @@ from edge.errors import InputError
 from edge.folders import write_json
 from edge.images import read_image, write_png
 from edge.samples import Sample, read_samples
+from quantize.data.dataset import read_mask
 from quantize.run import network_input
 from quantize.training.config import TrainingConfig
 from quantize.training.fit import make_fabric
@@ -37,9 +38,8 @@ from quantize.weak.photographs import Photographs
 from quantize.weak.pictures import CELL_PX, COLUMNS, contact_sheet
 from quantize.weak.pseudo import (
     PseudoConfig,
+    add_votes,
     masks_from_evidence,
-    masks_from_masks,
-    read_masks,
     write_dataset,
 )
 from quantize.weak.refinement import refine
@@ -228,18 +228,15 @@ def test_masks_are_in_frame_coordinates(tmp_path):
     assert mask.shape == (60, 160) and iou(mask, truth) > 0.6
 
 
-def test_a_round_keeps_the_earlier_mask_of_what_the_network_missed(tmp_path):
-    (seen, truth), (missed, other) = (
-        photograph(tmp_path, f"{i}.png", [(20, 10 + 30 * i, 4)]) for i in range(2)
-    )
-    masks, kept = masks_from_masks(
-        [seen, missed],
-        [truth, np.zeros_like(truth)],
-        {missed.id: other},
-        network_input(SIDE, SIDE, 1),
-        PseudoConfig(broad_share=0.5),
-    )
-    assert kept == 1 and iou(masks[0], truth) > 0.9 and masks[1] is other
+def test_a_round_hears_both_witnesses():
+    evidence = np.array([[2.0, 0.5, -0.5, -3.0]], np.float16)
+    no, yes = np.zeros((2, 8), bool), np.ones((2, 8), bool)
+    (against,), (in_favour,) = (add_votes([evidence], [mask], 1.0) for mask in (no, yes))
+    assert (against >= 0).tolist() == [[True, False, False, False]]
+    assert (in_favour >= 0).tolist() == [[True, True, True, False]]
+    half = yes.copy()
+    half[:, 4:] = False
+    assert np.allclose(add_votes([evidence], [half], 1.0)[0], [[3.0, 1.5, -1.5, -4.0]])
 
 
 def test_painting_over_removes_the_defect_and_nothing_else(tmp_path):
@@ -343,8 +340,9 @@ def test_a_pseudo_data_set_is_a_data_set(tmp_path):
         (s.defective, s.split, s.group) for s in samples
     ]
     assert [s.image.read_bytes() for s in written] == [s.image.read_bytes() for s in samples]
-    found = read_masks(written)
-    assert list(found) == [defective[0].id] and np.array_equal(found[defective[0].id], mask)
+    found = [s for s in written if s.mask is not None]
+    assert [s.id.endswith(defective[0].id) for s in found] == [True]
+    assert np.array_equal(read_mask(found[0]), mask)
 
 
 def test_stages_are_kept_whole_and_gone_on_from(tmp_path):
