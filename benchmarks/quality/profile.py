@@ -1,4 +1,4 @@
-"""Where a training step's time goes: `small` at 256 x 256, batch 16, as `edgeqc train` sets it up, on random images.
+"""Where a training step's time goes: `small` at 256 x 256, as `edgeqc train` sets it up, on random images.
 
 Run by `make bench-quality` beside the `speed` row, in a process of its own; prints one JSON object. Nothing else
 should run meanwhile.

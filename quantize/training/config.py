@@ -23,12 +23,15 @@ class TrainingConfig:
     ``frozen_blocks`` is how many of a pretrained encoder's first blocks do not learn. At the highest
     resolutions they cost a third of a step, and edges and grain look the same on every surface.
 
+    ``batch_size`` is small because steps are what a short training lacks: on held-out parts of the training data 8
+    found more of each defect than 16 did with as many images.
+
     ``accelerator``, ``devices`` and ``precision`` are Lightning Fabric's words; precision ``auto`` is bf16
     where the processor computes in it.
     """
 
     epochs: int = 40
-    batch_size: int = 16
+    batch_size: int = 8
     rate: float = 3e-3
     encoder_rate: float = 3e-4
     weight_decay: float = 1e-2
