@@ -44,7 +44,7 @@ class Batch:
 class BalancedBatches:
     """One epoch after another of augmented batches; epoch ``e`` is the same after a resume.
 
-    An epoch shows as many tiles as the set has, half of them defective. Defective tiles are dealt out evenly;
+    An epoch shows as many tiles as the set has, ``epoch_tiles`` at least, half of them defective. Defective tiles are dealt out evenly;
     of the good ones those that the network finds hard come first (``Deck``). With several processes each draws
     its own share.
     """
@@ -54,6 +54,7 @@ class BalancedBatches:
         data: FramedSet,
         *,
         batch_size: int,
+        epoch_tiles: int = 0,
         augmentation: AugmentationConfig,
         defects: DefectConfig,
         crop: CropConfig,
@@ -64,7 +65,7 @@ class BalancedBatches:
     ) -> None:
         self.data, self.batch_size, self.augmentation, self.crop = data, batch_size, augmentation, crop
         self.seed, self.device, self.rank = seed, device, rank
-        self.steps = max(1, len(data) // (batch_size * world))
+        self.steps = max(1, max(len(data), epoch_tiles) // (batch_size * world))
         self.positives = torch.nonzero(data.defective).flatten()
         self.good = Deck(torch.nonzero(~data.defective).flatten())
         donors = torch.nonzero(data.defective & data.mask_known).flatten()

@@ -23,6 +23,9 @@ class TrainingConfig:
     ``frozen_blocks`` is how many of a pretrained encoder's first blocks do not learn. At the highest
     resolutions they cost a third of a step, and edges and grain look the same on every surface.
 
+    An epoch shows as many tiles as there are, but at least ``epoch_tiles``: a small data set is shown more often,
+    not trained less.
+
     ``batch_size`` is small because steps are what a short training lacks: on held-out parts of the training data 8
     found more of each defect than 16 did with as many images.
 
@@ -31,6 +34,7 @@ class TrainingConfig:
     """
 
     epochs: int = 40
+    epoch_tiles: int = 512
     batch_size: int = 8
     rate: float = 3e-3
     encoder_rate: float = 3e-4

@@ -120,6 +120,7 @@ class _Trainer:
         self.batches = BalancedBatches(
             train,
             batch_size=config.batch_size,
+            epoch_tiles=config.epoch_tiles,
             augmentation=config.augmentation,
             defects=config.defects,
             crop=config.crop,

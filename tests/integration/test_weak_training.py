@@ -91,7 +91,9 @@ def test_masks_stay_shut_and_a_killed_training_goes_on(surfaces, tmp_path, monke
                 model={"name": "sample-centric", "size": "nano"},
                 input_size=(64, 32),
                 pretrained="",
-                config=weak_job.TrainingConfig(epochs=3, accelerator="cpu", precision="32-true"),
+                config=weak_job.TrainingConfig(
+                    epochs=3, epoch_tiles=0, accelerator="cpu", precision="32-true"
+                ),
             )
         )
     assert not out.exists()
@@ -150,7 +152,7 @@ def test_plain_cam_leaves_what_the_quality_table_takes_up(surfaces, tmp_path):
 
     WATCHED[:] = [surfaces]
     OPENED.clear()
-    training = weak_job.TrainingConfig(epochs=2, accelerator="cpu", precision="32-true")
+    training = weak_job.TrainingConfig(epochs=2, epoch_tiles=0, accelerator="cpu", precision="32-true")
     train_plain_cam(surfaces, tmp_path / "plain", training, "", ("val",))
     WATCHED.clear()
     assert not [name for name in OPENED if name.startswith("mask")]

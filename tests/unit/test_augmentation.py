@@ -69,10 +69,11 @@ def framed(positives=5, negatives=27, side=32):
     return FramedSet(tiles, coverage, defective, torch.ones_like(defective), torch.arange(len(tiles)))
 
 
-def batches(data=None, *, augmentation=STILL, share=0.0, seed=0, **crop):
+def batches(data=None, *, augmentation=STILL, share=0.0, seed=0, epoch_tiles=0, **crop):
     return BalancedBatches(
         data or framed(),
         batch_size=8,
+        epoch_tiles=epoch_tiles,
         augmentation=augmentation,
         defects=DefectConfig(share=share),
         crop=CropConfig(**crop),
@@ -94,6 +95,11 @@ def test_batches_are_half_defective_and_use_every_good_tile():
     epoch = list(made.epoch(0))
     assert len(epoch) == made.steps == 4
     assert all(batch.truth.defective.sum() == 4 and len(batch.images) == 8 for batch in epoch)
+
+
+def test_a_small_set_is_shown_more_often():
+    made = batches(epoch_tiles=100)
+    assert made.steps == 12 and sum(len(batch.images) for batch in made.epoch(0)) == 96
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -134,7 +134,7 @@ def test_training_takes_the_choice_and_records_it(tmp_path):
 
     torch.set_num_threads(1)
     data = write_surfaces(tmp_path / "surfaces", count=40, size=48, seed=0)
-    config = TrainingConfig(epochs=1, batch_size=8)
+    config = TrainingConfig(epochs=1, epoch_tiles=0, batch_size=8)
     model = {"name": "sample-centric", "size": "nano"}
     train(Job(data=data, out=tmp_path / "run", model=model, pretrained="", config=config))
     choice = choose_input(open_dataset(data))

@@ -33,7 +33,9 @@ from quantize.training.config import TrainingConfig
 from quantize.training.job import Job, train
 from quantize.training.losses import LossConfig, Truth, dice_loss, task_losses
 
-CONFIG = TrainingConfig(epochs=3, batch_size=8, time_limit_min=0, accelerator="cpu", devices="1")
+CONFIG = TrainingConfig(
+    epochs=3, epoch_tiles=0, batch_size=8, time_limit_min=0, accelerator="cpu", devices="1"
+)
 
 
 @pytest.fixture(scope="module")
