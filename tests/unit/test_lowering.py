@@ -169,6 +169,22 @@ def test_one_grid_gives_one_answer_through_the_shipped_runtime(target, precision
         assert away.mean() < 1.5 * slack or (name, tensor) == ("pixel-only", "defect")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["small", "base"])
+@pytest.mark.parametrize("name", ["sample-centric", "pixel-confidence"])
+def test_larger_sizes_lower_to_the_same_integers(name, size, tmp_path):
+    _needs("edgetpu")
+    network = _network(name, size=size)
+    lowered = _lower(network, "edgetpu", "int8", tmp_path)
+    assert set(check_operations(tmp_path / "model.tflite")) == EDGETPU_OPERATIONS[name]
+    expected = _expected(network, network.grid.folded)
+    with _inspector(tmp_path, "edgetpu", "int8", lowered) as inspector:
+        found = _answers(inspector, network)
+    for tensor, step in zip(("defect", "mask"), network.grid.output_scales(), strict=True):
+        away = np.abs(found[tensor] - expected[tensor]) / step
+        assert away.max() <= FARTHEST_STEPS * SLACK.get(name, 1) and away.mean() < 2.25
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("target", ["openvino", "edgetpu"])
 def test_every_pooling_of_the_baseline_lowers(target, pooling, tmp_path):
