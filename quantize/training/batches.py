@@ -44,9 +44,9 @@ class Batch:
 class BalancedBatches:
     """One epoch after another of augmented batches; epoch ``e`` is the same after a resume.
 
-    An epoch shows as many tiles as the set has, ``epoch_tiles`` at least, half of them defective. Defective tiles are dealt out evenly;
-    of the good ones those that the network finds hard come first (``Deck``). With several processes each draws
-    its own share.
+    An epoch shows as many tiles as the set has, ``epoch_tiles`` at least, half of them defective. Defective tiles
+    are dealt out evenly; of the good ones those that the network finds hard come first (``Deck``). With several
+    processes each draws its own share.
     """
 
     def __init__(
