@@ -120,7 +120,7 @@ def _configure_train(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)"
     )
-    parser.add_argument("--batch-size", type=_whole(2, 4096, "images"), help="images in a step (default: 8)")
+    parser.add_argument("--batch-size", type=_whole(2, 4096, "images"), help="images in a step (default: 16)")
     parser.add_argument(
         "--time-limit-min",
         type=_minutes,

@@ -6,8 +6,7 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 
-# Equal steps make rows comparable, so no training here is shortened by a clock. Two trainings side by side, one
-# thread each, take about a quarter of an hour on two cores.
+# Equal steps make rows comparable, so no training here is shortened by a clock: about ten minutes on two cores.
 EPOCHS = 24
 SEEDS = (0, 1, 2)
 TIME_LIMIT = ("--time-limit-min", "0")
@@ -78,8 +77,8 @@ def systems(balance: str, sample_gradient: float) -> list[System]:
     ]
 
 
-# The bar on speed names small, 256 pixels and two cores; other rows may choose their own input size. Five
-# epochs end with two on whole tiles.
+# The bar on speed names small, 256 pixels and two cores; other rows may choose their own input size. The first epoch
+# warms up and is left out.
 SPEED = System("speed", "sample-centric small at 256 px", ("--size", "small", "--input-size", "256"), (), 5)
 PLAIN_CAM = "plain-cam"
 

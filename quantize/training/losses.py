@@ -25,7 +25,7 @@ class LossConfig:
     mask_dice: float = 1.0
     label_smoothing: float = 0.02
     focal: float = 0.0
-    center: float = 1.0
+    center: float = 0.0
     first_mask: float = 0.4
     coarse: float = 0.5
 

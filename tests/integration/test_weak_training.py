@@ -91,9 +91,7 @@ def test_masks_stay_shut_and_a_killed_training_goes_on(surfaces, tmp_path, monke
                 model={"name": "sample-centric", "size": "nano"},
                 input_size=(64, 32),
                 pretrained="",
-                config=weak_job.TrainingConfig(
-                    epochs=3, epoch_tiles=0, accelerator="cpu", precision="32-true"
-                ),
+                config=weak_job.TrainingConfig(epochs=3, accelerator="cpu", precision="32-true"),
             )
         )
     assert not out.exists()
