@@ -37,8 +37,7 @@ def quality_section(rows: list[Row]) -> str:
         "\n### Differences\n",
         "Bootstrap paired over the parts of `test` and over seeds, 2,000 draws, 95 % interval.\n",
         differences_table(rows),
-        "\n### On `val`, which recipes are chosen by\n",
-        systems_table(rows, tuple(f"val_{name}" for name in METRICS if _any(rows, f".val_{name}"))),
+        *_val(rows),
         *_unleaked(rows),
         "\n### By defect\n",
         "Share called defective / Seg_Recall on `test`, mean over seeds; area in pixels of the photograph.\n",
@@ -52,6 +51,11 @@ def quality_section(rows: list[Row]) -> str:
         bars_table(rows),
     ]
     return "\n".join(parts)
+
+
+def _val(rows: list[Row]) -> list[str]:
+    columns = tuple(f"val_{name}" for name in METRICS if _any(rows, f".val_{name}"))
+    return ["\n### On `val`, which recipes are chosen by\n", systems_table(rows, columns)] if columns else []
 
 
 def _unleaked(rows: list[Row]) -> list[str]:
