@@ -9,11 +9,12 @@ OUT ?= demo
 DATA ?= ../shared/datasets/mtd
 WORK ?= runs
 QUALITY ?=
+RECIPES ?=
 # A backend that the toolkit installs must not be skipped.
 REQUIRED := --require-backend openvino --require-backend litert --require-backend onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint system results clean bench-mtd-first bench-quality
+.PHONY: help demo test quick lint system results clean bench-mtd-first bench-quality bench-recipes
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,6 +61,9 @@ bench-mtd-first: $(VENV)/toolkit.done  ## the whole way on the tile photographs 
 
 bench-quality: $(VENV)/toolkit.done  ## every learning system, three seeds each; resumes; QUALITY="--rows weak --seeds 0 --jobs 2" makes a part
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --work $(WORK)/quality $(QUALITY)
+
+bench-recipes: $(VENV)/toolkit.done  ## which recipe is best, on parts held out of train and val; resumes; RECIPES="--recipes fine --folds 0" makes a part
+	$(BIN)/python -m benchmarks.recipes --data $(DATA) --work $(WORK)/recipes $(RECIPES)
 
 results: $(VENV)/toolkit.done  ## regenerate the tables in docs/results.md and README.md from benchmarks/results
 	$(BIN)/python -m benchmarks.tables

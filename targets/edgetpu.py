@@ -45,7 +45,7 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     return Lowered(
         model=model,
         input=replace(network.input, layout="nhwc", file_dtype="int8", encoding="xor80"),
-        outputs=outputs(),
+        outputs=outputs(network),
         stand_in=stand_in,
         facts=facts,
         output_step=network.grid.output_scales()[0],

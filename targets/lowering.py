@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from quantize.grid import CalibratedGrid
 
-MASK_STRIDE = 4
-
 
 @dataclass
 class Network:
@@ -59,6 +57,15 @@ class Network:
         from quantize.models.batch_norm import fold_batch_norm
 
         return fold_batch_norm(self.model)
+
+    @cached_property
+    def mask_stride(self) -> int:
+        """Input pixels on the side of one cell of the mask."""
+        import torch
+
+        with torch.no_grad():
+            _, mask = self.folded(torch.zeros(1, *self.shape))
+        return self.input.width // int(mask.shape[-1])
 
     @cached_property
     def grid(self) -> CalibratedGrid:
@@ -128,9 +135,9 @@ class Target(Protocol):
         """Write the network's files for one precision."""
 
 
-def outputs(defect: str = "defect", mask: str = "mask") -> dict[str, dict[str, Any]]:
-    """The manifest's `outputs` for these tensor names."""
-    return {"defect": {"name": defect}, "mask": {"name": mask, "stride": MASK_STRIDE}}
+def outputs(network: Network) -> dict[str, dict[str, Any]]:
+    """The manifest's `outputs`: every target keeps the names."""
+    return {"defect": {"name": "defect"}, "mask": {"name": "mask", "stride": network.mask_stride}}
 
 
 def check_precision(precision: str, target: Any) -> None:

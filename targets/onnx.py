@@ -39,7 +39,7 @@ def write_onnx(
     return Lowered(
         model=MODEL,
         input=replace(network.input, layout="nchw", file_dtype="float32", encoding="centered_float"),
-        outputs=outputs(),
+        outputs=outputs(network),
         stand_in=stand_in,
         facts={"onnx_opset": opset, "needed_bytes": needed},
         output_step=network.grid.output_scales()[0] if precision == "int8" else None,

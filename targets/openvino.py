@@ -41,7 +41,7 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     return Lowered(
         model=MODEL,
         input=replace(network.input, layout="nchw", file_dtype="uint8", encoding="identity"),
-        outputs=outputs(),
+        outputs=outputs(network),
         facts={"openvino": ov.get_version(), "needed_bytes": needed},
         output_step=network.grid.output_scales()[0] if precision == "int8" else None,
     )

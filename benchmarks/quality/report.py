@@ -39,7 +39,6 @@ VAL_METRICS = ("ap", "seg_miou", "seg_recall", "positive_iou")
 UNLEAKED_METRICS = ("ap", "auroc", "recall", "false_alarms", "seg_miou", "seg_recall", "positive_iou")
 SPEEDS = {
     "images_per_s": "training, images/s",
-    "parts_per_s": "training on parts of the tiles, images/s",
     "data_share": "share of the time spent waiting for data",
     "minutes": "training",
 }

@@ -68,7 +68,7 @@ class Record:
 
     @property
     def speed(self) -> dict[str, float | None]:
-        """`images_per_s`, `parts_per_s`, `data_share`, `minutes`; None where the training did not report it."""
+        """`images_per_s`, `data_share`, `minutes`; None where the training did not report it."""
         return dict(self.facts["speed"])
 
     def recipe(self) -> dict[str, Any]:
@@ -184,27 +184,16 @@ def training_code_differs(commit: str) -> bool:
 
 
 def _speed(history: list[dict[str, float]], training: dict[str, Any]) -> dict[str, float | None]:
-    """Medians over epochs; the first one warms up, and counts only where it is alone of its kind.
-
-    A training begins on parts of the tiles, which are faster: `images_per_s` is that of whole ones. The share of
-    the time that was spent waiting is that of the training as a whole.
-    """
-    seconds, epochs = training.get("seconds"), training.get("epochs")
-    begin = ((training.get("crop") or {}).get("until") or 0) * epochs if epochs else 0
+    """The median of the epochs but the first, which warms up; the share spent waiting is that of all of them."""
     timed = [epoch for epoch in history if epoch.get("images_per_s") and epoch.get("data_share") is not None]
-    whole = [epoch["images_per_s"] for epoch in timed if epoch["epoch"] - 1 >= begin]
-    parts = [epoch["images_per_s"] for epoch in timed if epoch["epoch"] - 1 < begin]
-    if parts:
-        parts = parts[1:] or parts
-    else:
-        whole = whole[1:] or whole
+    rates = [epoch["images_per_s"] for epoch in timed]
     # Every epoch has the same number of images.
     spent = sum(1 / epoch["images_per_s"] for epoch in timed)
     waited = sum(epoch["data_share"] / epoch["images_per_s"] for epoch in timed)
+    seconds = training.get("seconds")
     return {
         "minutes": None if seconds is None else seconds / 60,
-        "images_per_s": statistics.median(whole) if whole else None,
-        "parts_per_s": statistics.median(parts) if parts else None,
+        "images_per_s": statistics.median(rates[1:] or rates) if rates else None,
         "data_share": waited / spent if spent else None,
     }
 

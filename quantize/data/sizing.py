@@ -19,7 +19,7 @@ from edge.preprocess import Framing, InputSpec, place
 from quantize.data.dataset import Dataset, read_mask
 
 MULTIPLE = 16  # the coarsest stride of the networks
-CELL_PX = 4  # one mask cell in input pixels: the stride of the mask
+CELL_PX = 4  # one cell in input pixels: the decoder's finest stride, where a defect is found (the mask is drawn finer)
 LEAST_SIDE, MOST_SIDE = 32, 4096
 BASE_PIXELS = 256 * 256
 MOST_GROWTH = 4  # the largest resized input, in base inputs
@@ -29,9 +29,9 @@ WANTED_CELLS, LOST_CELLS = 1.0, 0.5
 ONE_SHAPE = 1.25  # aspect ratios within this factor count as one shape
 UNKNOWN_SCALE = 0.5  # without masks: no less than this scale, as far as the time allows
 TILE_OVERLAP = 2 * MULTIPLE
-# What a training of 15 minutes on two cores sees, in base inputs, at the 80 images/s of a `small` network.
-TRAINING_INPUTS = 15 * 60 * 80
-LEAST_EPOCHS, LEAST_TILE_EPOCHS = 16, 3
+# What a training of 15 minutes on two cores sees, in base inputs, at the 30 images/s of a `small` network.
+TRAINING_INPUTS = 15 * 60 * 30
+LEAST_EPOCHS, LEAST_TILE_EPOCHS = 6, 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Defects:
     sizes: NDArray[np.float64]
 
     def small(self, size: tuple[int, int] | None) -> float:
-        """Thickness of the small defects in mask cells at the input ``size``, at full resolution if None."""
+        """Thickness of the small defects in cells at the input ``size``, at full resolution if None."""
         scale = 1.0 if size is None else (np.asarray(size) / self.sizes).min(axis=1)
         return float(np.quantile(self.thickness * scale, SMALL_SHARE)) / CELL_PX
 
@@ -93,7 +93,7 @@ def choose_input(
         elif tiles * math.prod(tile) * LEAST_TILE_EPOCHS > TRAINING_INPUTS * BASE_PIXELS:
             reason = f"tiles would keep more, but {tiles} of them are too many to train on"
         else:
-            lost = f"resized to {_text(resized)} they would keep {defects.small(resized):.1f}"
+            lost = f"resized to {_text(resized)} they would keep {defects.small(resized) * CELL_PX:.1f}"
             return InputChoice(tile, tiled, _explain(tile, tiled, frames, defects, lost))
     framing = framing or Framing("resize")
     return InputChoice(resized, framing, _explain(resized, framing, frames, defects, reason))
@@ -195,8 +195,8 @@ def _explain(
     if defects is None:
         kept = "no mask says how small the defects are"
     else:
-        cells = defects.small(None if framing.mode == "tile" else size)
-        kept = f"the smaller quarter of the defects is up to {cells:.1f} mask cells thick"
+        thickness_px = defects.small(None if framing.mode == "tile" else size) * CELL_PX
+        kept = f"the smaller quarter of the defects is up to {thickness_px:.1f} input pixels thick"
     overlap = f" with {framing.overlap} pixels of overlap" if framing.mode == "tile" else ""
     line = f"input {_text(size)}, framing {framing.mode}{overlap}: photographs are {_range(frames)}; {kept}"
     return f"{line}; {reason}" if reason else line

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 # Expansion, channels, repeats, stride of each stage of the paper's table 2, up to stride 16.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
-# Features that the decoder takes: the last block at stride 4, 8 and 16.
-TAPS = (3, 6, 13)
+# Features that the decoder takes: the last block at stride 2, 4, 8 and 16.
+TAPS = (1, 3, 6, 13)
 # TensorFlow's for MobileNetV2. With torch's 1e-5 a channel that hardly ever varies on the user's surfaces learns a
 # gain of up to 24, and folded into the weights that gain amplifies the rounding of the int8 grid before it.
 NORM_EPSILON = 1e-3
@@ -56,10 +56,10 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Encoder from [N, C, H, W] to features at stride 4, 8 and 16; H and W are multiples of 16.
+    """Encoder from [N, C, H, W] to features at stride 2, 4, 8 and 16; H and W are multiples of 16.
 
     Attributes:
-        channels: of the three features.
+        channels: of the four features.
     """
 
     def __init__(self, width: float, inputs: int) -> None:

@@ -25,6 +25,7 @@ from quantize.models.sample_centric import (
     SAMPLE_PRIOR,
     SIZES,
     Decoder,
+    MaskHead,
     SampleHead,
     initialise,
     separable,
@@ -33,7 +34,7 @@ from quantize.models.sample_centric import (
 
 __all__ = ["SIZES", "Localization", "PixelConfidence", "PixelConfidenceNetwork", "build"]
 
-# Sides of the neighbourhoods in cells of the mask, 4 pixels each. A pixel is its own neighbourhood of side 1.
+# Sides of the neighbourhoods in cells of the mask, 2 pixels each. A pixel is its own neighbourhood of side 1.
 WINDOWS = (1, 3, 7, 15)
 CORRECTION_CHANNELS = 16
 
@@ -109,7 +110,7 @@ class PixelConfidence(nn.Module):
 
 
 class PixelConfidenceNetwork(nn.Module):
-    """Shared encoder, localization, decoder to stride 4, mask head, pixel confidence and sample head.
+    """Shared encoder, localization, decoder to stride 4, mask head to stride 2, pixel confidence and sample head.
 
     The feature vectors of the localization join the bottleneck, not its probability: they are what the paper
     names, the probability is a function of them, and one channel of it would say less. They are projected by a
@@ -119,13 +120,14 @@ class PixelConfidenceNetwork(nn.Module):
         width: MobileNetV2 width multiplier.
         channels: 1 (grey) or 3 (RGB).
         decoder_channels: of every decoder map, and of the localization's feature vectors.
+        mask_channels: of the mask head's map at stride 2.
         sample_gradient: share of the sample loss's gradient that enters everything but the sample head.
         join: whether the localization's feature vectors enter the second stage.
         pixel_weight: the mask loss of a pixel counts 1 + pixel_weight * q times, q the localization's probability
             of its cell; 0 turns that off.
 
     Input float [N, C, H, W], (p - 128) / 128, H and W multiples of 16.
-    Output: defect logits [N, 1] and mask logits [N, 1, H/4, W/4].
+    Output: defect logits [N, 1] and mask logits [N, 1, H/2, W/2].
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class PixelConfidenceNetwork(nn.Module):
         width: float,
         channels: int,
         decoder_channels: int,
+        mask_channels: int,
         sample_gradient: float = 1.0,
         join: bool = True,
         pixel_weight: float = 2.0,
@@ -144,26 +147,27 @@ class PixelConfidenceNetwork(nn.Module):
             raise ValueError(f"pixel_weight is at least 0, got {pixel_weight}")
         self.sample_gradient, self.pixel_weight = sample_gradient, pixel_weight
         self.encoder = MobileNetV2(width, channels)
-        last = self.encoder.channels[-1]
+        first, *others = self.encoder.channels
+        last = others[-1]
         self.localization = Localization(last, decoder_channels)
         self.join = nn.Conv2d(decoder_channels, last, 1) if join else None
-        self.decoder = Decoder(self.encoder.channels, decoder_channels)
-        self.mask = nn.Sequential(separable(decoder_channels), nn.Conv2d(decoder_channels, 1, 1))
+        self.decoder = Decoder(others, decoder_channels)
+        self.mask = MaskHead(decoder_channels, first, mask_channels)
         self.confidence = PixelConfidence()
         self.sample = SampleHead([last, decoder_channels, 1], hidden=32)
-        priors = {self.mask[-1]: MASK_PRIOR, self.localization.logit: MASK_PRIOR}
+        priors = {**self.mask.priors(), self.localization.logit: MASK_PRIOR}
         initialise(self, {**priors, self.sample.logit: SAMPLE_PRIOR})
         self.confidence.start_without_correction()
         if self.join is not None:
             nn.init.zeros_(self.join.weight)
 
     def forward(self, x: Tensor) -> TrainingOutput | tuple[Tensor, Tensor]:
-        taps = self.encoder(x)
+        first, *taps = self.encoder(x)
         vectors = self.localization(taps[-1]) if self.training or self.join is not None else None
         if self.join is not None:
             taps = [*taps[:-1], taps[-1] + self.join(vectors)]
         decoded = self.decoder(taps)
-        first_mask = self.mask(decoded)
+        first_mask = self.mask(decoded, first)
         mask = self.confidence(first_mask)
         maps = [taps[-1], decoded, mask]
         if not self.training:

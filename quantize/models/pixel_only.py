@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from quantize.models.mobilenet import MobileNetV2
 from quantize.models.outputs import TrainingOutput
-from quantize.models.sample_centric import MASK_PRIOR, SIZES, Decoder, global_maximum, initialise, separable
+from quantize.models.sample_centric import SIZES, Decoder, MaskHead, global_maximum, initialise
 
 __all__ = ["POOLINGS", "SIZES", "PixelOnly", "build"]
 
-# `mean`, or the highest mean of a window of so many cells (stride 4): a defect is larger than a speck of noise.
-POOLINGS = ("max", "window-2", "window-4", "window-8", "mean")
+# `mean`, or the highest mean of a window of so many cells (stride 2): a defect is larger than a speck of noise.
+POOLINGS = ("max", "window-2", "window-4", "window-8", "window-16", "mean")
 
 
 class PixelOnly(nn.Module):
@@ -28,13 +28,16 @@ class PixelOnly(nn.Module):
 
     window: Tensor
 
-    def __init__(self, width: float, channels: int, decoder_channels: int, pooling: str) -> None:
+    def __init__(
+        self, width: float, channels: int, decoder_channels: int, mask_channels: int, pooling: str
+    ) -> None:
         super().__init__()
         self.set_pooling(pooling)
         self.encoder = MobileNetV2(width, channels)
-        self.decoder = Decoder(self.encoder.channels, decoder_channels)
-        self.mask = nn.Sequential(separable(decoder_channels), nn.Conv2d(decoder_channels, 1, 1))
-        initialise(self, {self.mask[-1]: MASK_PRIOR})
+        first, *others = self.encoder.channels
+        self.decoder = Decoder(others, decoder_channels)
+        self.mask = MaskHead(decoder_channels, first, mask_channels)
+        initialise(self, self.mask.priors())
 
     def set_pooling(self, pooling: str) -> None:
         """Pool by one of `POOLINGS` from now on; nothing that was learned changes."""
@@ -46,7 +49,8 @@ class PixelOnly(nn.Module):
         self.register_buffer("window", torch.full((1, 1, side, side), side**-2.0), persistent=False)
 
     def forward(self, x: Tensor) -> TrainingOutput | tuple[Tensor, Tensor]:
-        mask = self.mask(self.decoder(self.encoder(x)))
+        first, *taps = self.encoder(x)
+        mask = self.mask(self.decoder(taps), first)
         if self.training:
             return TrainingOutput(None, mask)
         return pool(mask, self.pooling, self.window), mask

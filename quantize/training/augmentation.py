@@ -35,21 +35,6 @@ class AugmentationConfig:
     noise: float = 0.03
 
 
-@dataclass(frozen=True)
-class View:
-    """The part of each tile that a batch shows.
-
-    Attributes:
-        size: (height, width) in pixels that the network will see.
-        zoom: side of the part over the side of the tile, float N in 0..1.
-        center: middle of the part in -1..1 across the tile, (x, y), float N x 2.
-    """
-
-    size: tuple[int, int]
-    zoom: Tensor
-    center: Tensor
-
-
 class Augmentation:
     """Makes training inputs and targets of raw tiles; random numbers from ``generator`` only."""
 
@@ -57,25 +42,23 @@ class Augmentation:
         self.config = config
         self.generator = generator
 
-    def __call__(self, tiles: Tensor, planes: Tensor, view: View | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, tiles: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Vary a batch.
 
         Args:
             tiles: raw pixels, uint8 N x C x H x W.
             planes: what has to move with the pixels, uint8 N x P x H x W, 255 is all of it.
-            view: what part of each tile is seen; None is the whole tile at its own size.
         Returns:
-            input float32 N x C x h x w in (p - 128)/128 and the planes float32 N x P x h x w in 0..1.
+            input float32 N x C x H x W in (p - 128)/128 and the planes float32 N x P x H x W in 0..1.
         """
         images = self._toned(tiles)
         channels = images.shape[1]
         # One sampling moves all: its grid is made once, and pixels and planes cannot drift apart.
-        size = view.size if view else (tiles.shape[2], tiles.shape[3])
         moved = functional.grid_sample(
             torch.cat([images, planes.to(images.dtype) / 255], dim=1),
             functional.affine_grid(
-                self._placements(tiles, view),
-                [len(tiles), channels + planes.shape[1], *size],
+                self._placements(tiles),
+                [len(tiles), channels + planes.shape[1], *tiles.shape[2:]],
                 align_corners=False,
             ),
             mode="bilinear",
@@ -105,7 +88,7 @@ class Augmentation:
         curve = (curve * 255 - 128) / 128
         return curve.gather(1, tiles.flatten(1).long()).view(tiles.shape)
 
-    def _placements(self, tiles: Tensor, view: View | None) -> Tensor:
+    def _placements(self, tiles: Tensor) -> Tensor:
         """One affine map per image, N x 2 x 3: where each output pixel comes from, in -1..1."""
         config, count, device = self.config, len(tiles), tiles.device
         height, width = tiles.shape[2:]
@@ -125,10 +108,6 @@ class Augmentation:
         cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
         shift_x = self._uniform(count, -config.shift, config.shift, device) * on
         shift_y = self._uniform(count, -config.shift, config.shift, device) * on
-        if view is not None:
-            cosine, sine = cosine * view.zoom.to(device), sine * view.zoom.to(device)
-            shift_x = shift_x + view.center[:, 0].to(device)
-            shift_y = shift_y + view.center[:, 1].to(device)
         row_x = torch.stack([cosine * mirror_x, -sine * aspect * mirror_x, shift_x], dim=1)
         row_y = torch.stack([sine / aspect * mirror_y, cosine * mirror_y, shift_y], dim=1)
         return torch.stack([row_x, row_y], dim=1)

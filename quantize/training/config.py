@@ -7,7 +7,6 @@ from typing import Any
 
 from quantize.training.augmentation import AugmentationConfig
 from quantize.training.balance import BalanceConfig
-from quantize.training.batches import CropConfig
 from quantize.training.defects import DefectConfig
 from quantize.training.losses import LossConfig
 
@@ -46,7 +45,6 @@ class TrainingConfig:
     devices: str = "auto"
     precision: str = "auto"
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    crop: CropConfig = field(default_factory=CropConfig)
     defects: DefectConfig = field(default_factory=DefectConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)

@@ -123,7 +123,7 @@ class _Trainer:
             epoch_tiles=config.epoch_tiles,
             augmentation=config.augmentation,
             defects=config.defects,
-            crop=config.crop,
+            centers=config.loss.center > 0,
             seed=config.seed,
             device=fabric.device,
             rank=fabric.global_rank,
@@ -183,10 +183,7 @@ class _Trainer:
         clock = _Clock()
         losses: dict[str, Tensor] = {}
         what = f"epoch {progress.epoch + 1}/{config.epochs}"
-        whole = (
-            self.schedule.share(progress.epoch * self.batches.steps, progress.seconds) >= config.crop.until
-        )
-        batches = clock.timed(self.batches.epoch(progress.epoch, whole=whole))
+        batches = clock.timed(self.batches.epoch(progress.epoch))
         if sys.stderr.isatty():  # a log gets one line for each epoch
             batches = show_progress(batches, what, self.batches.steps)
         steps = 0

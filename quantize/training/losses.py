@@ -37,13 +37,14 @@ class Truth:
     Attributes:
         defective: 1.0 or 0.0 per tile, N.
         target: defective share of each input pixel, N x 1 x H x W in 0..1.
-        center: distance to the defect's edge over the largest one, N x 1 x H x W in 0..1, 0 outside.
+        center: distance to the defect's edge over the largest one, squared, N x 1 x H x W in 0..1, 0 outside;
+            None where no loss asks for it.
         mask_known: 1.0 where ``target`` is the truth, 0.0 where it is not labelled, N.
     """
 
     defective: Tensor
     target: Tensor
-    center: Tensor
+    center: Tensor | None
     mask_known: Tensor
 
 
@@ -54,7 +55,9 @@ def task_losses(
 
     The parts are without gradient, for the log.
     """
-    weight = 1 + config.center * truth.center
+    weight = torch.ones_like(truth.target)
+    if truth.center is not None:
+        weight = weight + config.center * truth.center
     if output.focus is not None:
         weight = weight * (1 + _enlarged(output.focus, truth.target))
     bce, dice = _mask_losses(output.mask, truth, weight)

@@ -20,8 +20,8 @@ from quantize.training.augmentation import centered
 
 EMBEDDING = 32
 BATCH = 16
-# Taps of the encoder are at stride 4, 8 and 16.
-STRIDES = {4: 0, 8: 1, 16: 2}
+# Taps of the encoder are at stride 2, 4, 8 and 16.
+STRIDES = {2: 0, 4: 1, 8: 2, 16: 3}
 
 
 class Focus(NamedTuple):
@@ -37,7 +37,7 @@ class FocusClassifier(nn.Module):
     Args:
         width: MobileNetV2 width multiplier.
         inputs: channels of the image, 1 or 3.
-        stride: of the evidence map: 4, 8 or 16.
+        stride: of the evidence map: 2, 4, 8 or 16.
         channels: of the merged features.
 
     Input float N x C x H x W in (p - 128)/128, H and W multiples of 16.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from quantize.data.framed import FramedSet
-from quantize.training.augmentation import Augmentation, AugmentationConfig, View, centered
-from quantize.training.batches import BalancedBatches, CropConfig, center_weights
+from quantize.training.augmentation import Augmentation, AugmentationConfig, centered
+from quantize.training.batches import BalancedBatches, center_weights
 from quantize.training.deck import Deck
 from quantize.training.defects import SMALLEST_DEFECT_PX, DefectConfig, SyntheticDefects, perlin
 
@@ -69,25 +71,17 @@ def framed(positives=5, negatives=27, side=32):
     return FramedSet(tiles, coverage, defective, torch.ones_like(defective), torch.arange(len(tiles)))
 
 
-def batches(data=None, *, augmentation=STILL, share=0.0, seed=0, epoch_tiles=0, **crop):
+def batches(data=None, *, augmentation=STILL, share=0.0, seed=0, epoch_tiles=0):
     return BalancedBatches(
         data or framed(),
         batch_size=8,
         epoch_tiles=epoch_tiles,
         augmentation=augmentation,
         defects=DefectConfig(share=share),
-        crop=CropConfig(**crop),
+        centers=True,
         seed=seed,
         device=torch.device("cpu"),
     )
-
-
-def test_a_view_is_the_part_that_it_names():
-    tiles, coverage = square()
-    view = View((16, 16), torch.full((32,), 0.5), torch.tensor([[-0.5, 0.5]]).expand(32, 2))
-    images, planes = Augmentation(STILL, torch.Generator().manual_seed(0))(tiles, coverage[:, None], view)
-    assert torch.allclose(images, centered(tiles)[:, :, 16:, :16], atol=1e-5)
-    assert torch.allclose(planes[:, 0], coverage[:, 16:, :16].float() / 255, atol=1e-5)
 
 
 def test_batches_are_half_defective_and_use_every_good_tile():
@@ -102,39 +96,31 @@ def test_a_small_set_is_shown_more_often():
     assert made.steps == 12 and sum(len(batch.images) for batch in made.epoch(0)) == 96
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_epoch_is_the_same_after_a_resume_and_another_is_not(whole):
+def test_an_epoch_is_the_same_after_a_resume_and_another_is_not():
     def images(epoch, seed=0):
         made = batches(augmentation=AugmentationConfig(), share=0.5, seed=seed)
-        return torch.cat([batch.images for batch in made.epoch(epoch, whole=whole)])
+        return torch.cat([batch.images for batch in made.epoch(epoch)])
 
     assert torch.equal(images(3), images(3))
     assert not torch.equal(images(3), images(4))
     assert not torch.equal(images(3), images(3, seed=1))
 
 
-def test_parts_are_smaller_and_labelled_by_what_is_in_them():
-    data = framed(positives=16, negatives=16, side=64)
-    seen = set()
-    for batch in batches(data, side=0.5, on_defect=0.5).epoch(0, whole=False):
-        assert batch.images.shape == (8, 1, 32, 32)
-        # Bright pixels are the defect: label and mask have to say so, and nothing else.
-        bright = (batch.images > 0.4).flatten(1).any(dim=1)
+def test_a_defect_that_is_moved_out_of_sight_is_not_asked_for():
+    corner = framed(positives=16, negatives=16)
+    corner.coverage[:, 4:, 4:] = 0
+    corner.coverage[:16, :4, :4] = 255
+    near = replace(STILL, affine_share=1.0, scale=0.6)  # from 0.4 to 1.6 of the tile's side
+    labels = set()
+    for batch in batches(corner, augmentation=near).epoch(0):
         marked = (batch.truth.target >= 0.5).flatten(1).any(dim=1)
-        assert torch.equal(bright, marked) and torch.equal(batch.truth.defective.bool(), marked)
-        seen |= {(bool(defective), bool(tile < 16)) for defective, tile in zip(marked, batch.tiles)}
-    assert seen == {(True, True), (False, True), (False, False)}
-
-
-def test_a_defect_without_a_mask_is_never_cut():
-    data = framed(positives=8, negatives=8, side=64)
-    data = FramedSet(
-        data.tiles, torch.zeros_like(data.coverage), data.defective, ~data.defective, data.sample
-    )
-    for batch in batches(data, side=0.5).epoch(0, whole=False):
-        unknown = data.defective[batch.tiles]
-        assert batch.truth.defective[unknown].all() and not batch.truth.mask_known[unknown].any()
-        assert (batch.images[unknown] > 0.1).flatten(1).any(dim=1).all()  # the square is still in sight
+        assert torch.equal(batch.truth.defective.bool(), marked)
+        labels |= set(marked[batch.tiles < 16].tolist())
+    assert labels == {True, False}
+    # Without a mask nobody knows where the defect is: the label stays.
+    unknown = replace(corner, mask_known=~corner.defective, coverage=torch.zeros_like(corner.coverage))
+    for batch in batches(unknown, augmentation=near).epoch(0):
+        assert torch.equal(batch.truth.defective.bool(), batch.tiles < 16)
 
 
 def test_the_middle_of_each_defect_counts_most():

@@ -413,13 +413,12 @@ class FakeVerbs:
         if words[0] == "train":
             out.mkdir()
             training = {"seed": int(said["--seed"]), "epochs_done": int(said["--epochs"]), "seconds": 60.0}
-            training |= {"epochs": 5, "crop": {"until": 0.4}}
             facts = {"model": {}, "input": {}, "framing": {}, "decision": {}, "created": "now"}
             (out / "run.json").write_text(json.dumps({**facts, "training": training}))
             epochs = [
                 {"epoch": number, "images_per_s": speed, "data_share": share}
                 for number, (speed, share) in enumerate(
-                    [(50, 0.4), (200, 0.1), (90, 0.1), (100, 0), (110, 0)], 1
+                    [(50, 0.4), (95, 0.1), (90, 0.1), (100, 0), (110, 0)], 1
                 )
             ]
             (out / "metrics.json").write_text(json.dumps({"history": epochs}))
@@ -447,10 +446,9 @@ class TestRunStore:
         record = store.make(self.plan)
         assert store.make(self.plan).facts == record.facts
         assert store.verb.asked == {"train": 1, "predict": 2}
-        waited = (0.4 / 50 + 0.1 / 200 + 0.1 / 90) / sum(1 / speed for speed in (50, 200, 90, 100, 110))
+        waited = (0.4 / 50 + 0.1 / 95 + 0.1 / 90) / sum(1 / speed for speed in (50, 95, 90, 100, 110))
         assert record.speed == {
-            "images_per_s": 100,
-            "parts_per_s": 200,
+            "images_per_s": 97.5,
             "data_share": pytest.approx(waited),
             "minutes": 1.0,
         }
@@ -524,7 +522,7 @@ class TestCommand:
         assert "baseline-seed0" in capsys.readouterr().err
         rows = {row["id"]: row for row in json.loads((tmp_path / "quality.json").read_text())["rows"]}
         assert rows["baseline.runs"]["value"] == 1 and rows["sample-centric.runs"]["value"] == 2
-        assert rows["speed.images_per_s"]["value"] == 100
+        assert rows["speed.images_per_s"]["value"] == 97.5
         assert fake.asked == {"train": 5, "predict": 8} and profiled == ["profile.json"]
         fake.failing = ""
         assert command.main(words, fake) == 0

@@ -43,11 +43,11 @@ def test_encoder_of_width_one_has_torchvisions_names_and_shapes():
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(32, 32, 1), (48, 80, 3), (16, 16, 1)])
-def test_outputs_are_one_logit_and_a_mask_at_stride_4(height, width, channels):
+def test_outputs_are_one_logit_and_a_mask_at_stride_2(height, width, channels):
     with torch.no_grad():
         defect, mask = _network(channels=channels).eval()(torch.zeros(2, channels, height, width))
     assert defect.shape == (2, 1)
-    assert mask.shape == (2, 1, height // 4, width // 4)
+    assert mask.shape == (2, 1, height // 2, width // 2)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (12, 20), (64, 64), (17, 3), (1, 40)])
@@ -75,7 +75,7 @@ def test_the_share_scales_the_gradient_and_nothing_else():
         torch.manual_seed(1)
         defect = network(torch.randn(4, 1, 32, 32)).defect
         defect.sum().backward()
-        gradients.append(network.mask[1].weight.grad)
+        gradients.append(network.mask.logit.weight.grad)
         answers.append(defect.detach())
     torch.testing.assert_close(answers[1], answers[0])
     # The mask gets it once from its own pooling; what is shared is scaled exactly there.

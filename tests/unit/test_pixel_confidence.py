@@ -43,7 +43,7 @@ def test_it_is_registered_with_the_sizes_of_the_others():
 def test_training_answers_everything_that_the_loss_looks_at(output):
     assert isinstance(output, TrainingOutput)
     assert output.defect.shape == (2, 1)
-    assert output.mask.shape == output.first_mask.shape == (2, 1, 12, 16)
+    assert output.mask.shape == output.first_mask.shape == (2, 1, 24, 32)
     assert output.coarse.shape == output.focus.shape == (2, 1, 3, 4)
 
 
@@ -54,7 +54,7 @@ def test_eval_answers_the_verdict_and_the_mask_alone(height, width, channels, jo
         answer = _network(channels=channels, join=join).eval()(torch.zeros(2, channels, height, width))
     assert type(answer) is tuple
     defect, mask = answer
-    assert defect.shape == (2, 1) and mask.shape == (2, 1, height // 4, width // 4)
+    assert defect.shape == (2, 1) and mask.shape == (2, 1, height // 2, width // 2)
 
 
 def test_a_fresh_network_corrects_nothing(output):
@@ -113,7 +113,7 @@ def test_the_sample_gradient_enters_by_its_share(share, reaches):
 
 def test_the_correction_learns_from_its_start_at_zero():
     network = _network().train()
-    nn.init.zeros_(network.mask[-1].bias)  # p = 1/2; at the prior of a mask it is 0, and says nothing yet
+    nn.init.zeros_(network.mask.logit.bias)  # p = 1/2; at the prior of a mask it is 0, and says nothing yet
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 1e-2)
     for step in range(2):
         optimizer.zero_grad()

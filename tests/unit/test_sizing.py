@@ -61,7 +61,7 @@ def test_it_grows_until_small_defects_fill_a_mask_cell(make):
     assert 7 * min(width / 500, height / 1250) == pytest.approx(
         4, rel=0.1
     )  # one cell; even discs read one less
-    assert "mask cells thick" in choice.explanation and "500 x 1250 pixels" in choice.explanation
+    assert "input pixels thick" in choice.explanation and "500 x 1250 pixels" in choice.explanation
 
 
 def test_it_grows_no_further_than_the_cap_and_the_time_allow(make):
@@ -78,8 +78,8 @@ def test_tiles_only_where_resizing_loses_the_defects(make):
     lost = choose_input(make(2048, 2048, 4, good=20))
     assert lost.framing == Framing("tile", 32) and lost.size == (256, 256)
     assert (
-        "0.8 mask cells thick" in lost.explanation
-        and "resized to 512x512 they would keep 0.2" in lost.explanation
+        "3.0 input pixels thick" in lost.explanation
+        and "resized to 512x512 they would keep 0.8" in lost.explanation
     )
     kept = choose_input(make(2048, 2048, 10, good=20))
     assert kept.framing.mode == "resize" and kept.size == (512, 512)

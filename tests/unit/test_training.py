@@ -196,7 +196,7 @@ def test_a_torch_session_is_a_session(run):
     with pytest.raises(InputError):
         session.run({"input": np.zeros((1, 1, 16, 16), np.float32)})
     outputs = session.run({"input": np.zeros((1, 1, 32, 32), np.float32)})
-    assert outputs["defect"].shape == (1, 1) and outputs["mask"].shape == (1, 1, 8, 8)
+    assert outputs["defect"].shape == (1, 1) and outputs["mask"].shape == (1, 1, 16, 16)
     session.close()
     session.close()
 
@@ -424,11 +424,11 @@ def test_the_baseline_learns_no_verdict_and_chooses_its_pooling_on_val(surfaces,
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_pooling_a_mask(pooling):
-    mask = torch.full((1, 1, 16, 16), -4.0)
+    mask = torch.full((1, 1, 32, 32), -4.0)
     mask[0, 0, 3, 5] = 8.0
     speck = float(pool(mask, pooling))
-    mask[0, 0, 8:16, 8:16] = 2.0
+    mask[0, 0, 16:, 16:] = 2.0
     assert float(pool(mask, pooling)) == pytest.approx(
-        {"max": 8.0, "mean": (191 * -4 + 64 * 2 + 8) / 256}.get(pooling, 2.0)
+        {"max": 8.0, "mean": (767 * -4 + 256 * 2 + 8) / 1024}.get(pooling, 2.0)
     )
     assert speck <= 8.0

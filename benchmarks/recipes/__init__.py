@@ -1,0 +1,1 @@
+"""Which training recipe is best, on parts held out of `train` and `val`; `test` is never opened."""

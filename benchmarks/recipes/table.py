@@ -1,0 +1,37 @@
+"""The recipes that were compared: what each changes of the one that they all start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`changes` are fields of `TrainingConfig` (`outer.inner` for those inside); it is held `against` another."""
+
+    id: str
+    what: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    against: str = ""
+
+
+DEFAULT = "default"
+FIXED = {"balance.kind": "fixed"}
+WIDE = {
+    "augmentation.affine_share": 0.9,
+    "augmentation.scale": 0.35,
+    "augmentation.rotation_deg": 15.0,
+    "augmentation.shift": 0.15,
+}
+EIGHT = {"batch_size": 8, "rate": 2e-3, "encoder_rate": 2e-4}
+
+RECIPES = (
+    Recipe(DEFAULT, "what `edgeqc train` does"),
+    Recipe("fast", "encoder at a third of the rate in place of a tenth", {"encoder_rate": 1e-3}, DEFAULT),
+    Recipe("eight", "batches of 8, rates two thirds", EIGHT, DEFAULT),
+    Recipe("fixed", "losses one to one", FIXED, DEFAULT),
+    Recipe("wide", "scale 0.35, 15 degrees, shift 0.15, on 0.9 of the tiles", WIDE, DEFAULT),
+    Recipe("center", "the middle of a defect counts twice", {"loss.center": 1.0}, DEFAULT),
+    Recipe("synthetic", "synthetic defects on a quarter of the good tiles", {"defects.share": 0.25}, DEFAULT),
+)
