@@ -22,6 +22,7 @@ from quantize.models.mobilenet import MobileNetV2, conv_norm
 from quantize.models.outputs import TrainingOutput
 from quantize.models.sample_centric import (
     MASK_PRIOR,
+    SAMPLE_HIDDEN,
     SAMPLE_PRIOR,
     SIZES,
     Decoder,
@@ -121,7 +122,7 @@ class PixelConfidenceNetwork(nn.Module):
         channels: 1 (grey) or 3 (RGB).
         decoder_channels: of every decoder map, and of the localization's feature vectors.
         mask_channels: of the mask head's map at stride 2.
-        sample_gradient: share of the sample loss's gradient that enters everything but the sample head.
+        sample_gradient: share of the sample loss's gradient that enters the encoder.
         join: whether the localization's feature vectors enter the second stage.
         pixel_weight: the mask loss of a pixel counts 1 + pixel_weight * q times, q the localization's probability
             of its cell; 0 turns that off.
@@ -154,7 +155,7 @@ class PixelConfidenceNetwork(nn.Module):
         self.decoder = Decoder(others, decoder_channels)
         self.mask = MaskHead(decoder_channels, first, mask_channels)
         self.confidence = PixelConfidence()
-        self.sample = SampleHead([last, decoder_channels, 1], hidden=32)
+        self.sample = SampleHead(last, SAMPLE_HIDDEN)
         priors = {**self.mask.priors(), self.localization.logit: MASK_PRIOR}
         initialise(self, {**priors, self.sample.logit: SAMPLE_PRIOR})
         self.confidence.start_without_correction()
@@ -163,20 +164,20 @@ class PixelConfidenceNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> TrainingOutput | tuple[Tensor, Tensor]:
         first, *taps = self.encoder(x)
+        encoded = taps[-1]  # what the verdict is made of: see SampleHead on why it does not see the masks
         vectors = self.localization(taps[-1]) if self.training or self.join is not None else None
         if self.join is not None:
             taps = [*taps[:-1], taps[-1] + self.join(vectors)]
         decoded = self.decoder(taps)
         first_mask = self.mask(decoded, first)
         mask = self.confidence(first_mask)
-        maps = [taps[-1], decoded, mask]
         if not self.training:
-            return self.sample(maps), mask
+            return self.sample(encoded), mask
         coarse = self.localization.logit(vectors)
         # Cross entropy makes the sigmoid the probability here; nothing of it is deployed.
         focus = self.pixel_weight * torch.sigmoid(coarse.detach()) if self.pixel_weight else None
-        maps = [share_gradient(m, self.sample_gradient) for m in maps]
-        return TrainingOutput(self.sample(maps), mask, first_mask, coarse, focus)
+        defect = self.sample(share_gradient(encoded, self.sample_gradient))
+        return TrainingOutput(defect, mask, first_mask, coarse, focus)
 
 
 def build(size: str, channels: int, **switches: Any) -> PixelConfidenceNetwork:

@@ -4,9 +4,8 @@ After "sample-centric multi-task learning" (arXiv 2510.13226: shared encoder, sa
 learned together). From siblings: how much of the sample gradient enters the encoder is a choice (SegDecNet 0,
 SuperSimpleNet 1). Ours: only operations that OpenVINO, the Edge TPU and TensorRT all run in int8, and in the
 same integers. Hence nearest upsampling (a copy, exact everywhere), a global maximum as a chain of max pools
-(an int8 ReduceMax goes wrong in OpenVINO, docs/quantization.md), and in place of a concatenation of pooled
-vectors, which would force one scale on all of them, one 1x1 convolution for each and a sum, which is the same
-linear map.
+(an int8 ReduceMax goes wrong in OpenVINO, docs/quantization.md), and in place of a concatenation of the two pooled
+vectors, which would force one scale on both, one 1x1 convolution for each and a sum, which is the same linear map.
 """
 
 from __future__ import annotations
@@ -104,22 +103,23 @@ def _twice(x: Tensor) -> Tensor:
 
 
 class SampleHead(nn.Module):
-    """One logit from the mean and the maximum of several maps: [N, C_i, H_i, W_i] -> [N, 1]."""
+    """One logit from the mean and the maximum of the encoder's last features: [N, C, H, W] -> [N, 1].
 
-    def __init__(self, map_channels: list[int], hidden: int) -> None:
+    It does not see the mask. On the photographs that a network learns from, the mask is soon right, and a head that
+    pools it, or the decoder's features, learns to trust it: on parts that it has not seen the verdicts got worse with
+    every epoch that the masks got better (docs/training.md).
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.mean = nn.ModuleList(nn.Conv2d(n, hidden, 1, bias=i == 0) for i, n in enumerate(map_channels))
-        self.maximum = nn.ModuleList(nn.Conv2d(n, hidden, 1, bias=False) for n in map_channels)
+        self.mean = nn.Conv2d(channels, hidden, 1)
+        self.maximum = nn.Conv2d(channels, hidden, 1, bias=False)
         self.activation = nn.ReLU6()
         self.logit = nn.Conv2d(hidden, 1, 1)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        total: Tensor | None = None
-        for x, mean, maximum in zip(maps, self.mean, self.maximum):
-            part = mean(x.mean((2, 3), keepdim=True)) + maximum(global_maximum(x))
-            total = part if total is None else total + part
-        assert total is not None
-        return self.logit(self.activation(total)).flatten(1)
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.mean(x.mean((2, 3), keepdim=True)) + self.maximum(global_maximum(x))
+        return self.logit(self.activation(seen)).flatten(1)
 
 
 class SampleCentric(nn.Module):
@@ -130,7 +130,7 @@ class SampleCentric(nn.Module):
         channels: 1 (grey) or 3 (RGB).
         decoder_channels: of every decoder map.
         mask_channels: of the mask head's map at stride 2.
-        sample_gradient: share of the sample loss's gradient that enters encoder, decoder and mask head.
+        sample_gradient: share of the sample loss's gradient that enters the encoder.
 
     Input float [N, C, H, W], (p - 128) / 128, H and W multiples of 16.
     Output: defect logits [N, 1] and mask logits [N, 1, H/2, W/2].
@@ -152,18 +152,16 @@ class SampleCentric(nn.Module):
         first, *others = self.encoder.channels
         self.decoder = Decoder(others, decoder_channels)
         self.mask = MaskHead(decoder_channels, first, mask_channels)
-        self.sample = SampleHead([others[-1], decoder_channels, 1], hidden=32)
+        self.sample = SampleHead(others[-1], SAMPLE_HIDDEN)
         initialise(self, {**self.mask.priors(), self.sample.logit: SAMPLE_PRIOR})
 
     def forward(self, x: Tensor) -> TrainingOutput | tuple[Tensor, Tensor]:
         first, *taps = self.encoder(x)
         decoded = self.decoder(taps)
         mask = self.mask(decoded, first)
-        maps = [taps[-1], decoded, mask]
         if self.training:
-            maps = [share_gradient(m, self.sample_gradient) for m in maps]
-            return TrainingOutput(self.sample(maps), mask)
-        return self.sample(maps), mask
+            return TrainingOutput(self.sample(share_gradient(taps[-1], self.sample_gradient)), mask)
+        return self.sample(taps[-1]), mask
 
 
 def initialise(network: nn.Module, last: Mapping[nn.Module, float]) -> None:
@@ -184,6 +182,7 @@ def initialise(network: nn.Module, last: Mapping[nn.Module, float]) -> None:
 
 
 MASK_PRIOR, SAMPLE_PRIOR = 0.02, 0.5
+SAMPLE_HIDDEN = 32
 # `base` spends more on the masks: published encoder weights end at width 1.0, and they decide the verdicts.
 SIZES: dict[str, dict[str, Any]] = {
     "nano": {"width": 0.5, "decoder_channels": 32, "mask_channels": 8},
