@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     folders = make_folds(options.data, options.work)
     for fold in options.folds:
         for recipe in options.recipes:
-            if not options.only_report:
+            if recipe.commit is None and not options.only_report:
                 make(recipe, folders[fold], fold, options)
     made = rows(options.work, RECIPES)
     print(results_file.write("recipes", "make bench-recipes", [options.seed], made))

@@ -8,12 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """`changes` are fields of `TrainingConfig` (`outer.inner` for those inside); it is held `against` another."""
+    """`changes` are fields of `TrainingConfig` (`outer.inner` for those inside); it is held `against` another.
+
+    What needs code that is gone names the `commit` that has it: there it is recipe `default`, and its records are
+    taken from there.
+    """
 
     id: str
     what: str
     changes: dict[str, Any] = field(default_factory=dict)
     against: str = ""
+    commit: str | None = None
 
 
 DEFAULT = "default"
@@ -28,6 +33,10 @@ EIGHT = {"batch_size": 8, "rate": 2e-3, "encoder_rate": 2e-4}
 
 RECIPES = (
     Recipe(DEFAULT, "what `edgeqc train` does"),
+    Recipe(
+        "sees-masks", "the verdict pools encoder, decoder and mask", {}, against=DEFAULT, commit="d60b68d"
+    ),
+    Recipe("frozen", "seven blocks of the encoder frozen in place of three", {"frozen_blocks": 7}, DEFAULT),
     Recipe("fast", "encoder at a third of the rate in place of a tenth", {"encoder_rate": 1e-3}, DEFAULT),
     Recipe("eight", "batches of 8, rates two thirds", EIGHT, DEFAULT),
     Recipe("fixed", "losses one to one", FIXED, DEFAULT),

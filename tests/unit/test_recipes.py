@@ -11,7 +11,7 @@ import pytest
 from benchmarks.recipes.__main__ import changed
 from benchmarks.recipes.folds import FOLDS, make_folds
 from benchmarks.recipes.report import rows
-from benchmarks.recipes.table import RECIPES, Recipe
+from benchmarks.recipes.table import DEFAULT, RECIPES, Recipe
 from edge.samples import read_samples
 from quantize.training.config import TrainingConfig
 from tests.tiny_run import write_dataset
@@ -67,6 +67,7 @@ def test_a_recipe_changes_what_it_names_and_nothing_else():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.id)
 def test_every_recipe_is_one(recipe):
     assert (changed(TrainingConfig(), recipe.changes) == TrainingConfig()) == (not recipe.changes)
+    assert recipe.changes or recipe.commit or recipe.id == DEFAULT
     assert recipe.against in {"", *(other.id for other in RECIPES)}
 
 
