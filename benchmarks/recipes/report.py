@@ -33,6 +33,8 @@ def rows(work: Path, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     for recipe in recipes:
         places = found.get(recipe.id, {})
         note = _places(places)
+        if places and recipe.commit:
+            note += f"; as of commit {recipe.commit}"
         for metric, name in METRICS.items():
             value = statistics.fmean(float(v[metric][0]) for v in places.values()) if places else None
             made.append(results_file.row(f"{recipe.id}.{metric}", f"{recipe.what}: {name}", value, note=note))
