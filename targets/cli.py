@@ -1,12 +1,17 @@
-"""The verbs `export`, `parity` and `demo`. Light at import: what a verb needs is imported when it runs."""
+"""The verbs `export`, `lint`, `parity` and `demo`. Light at import: what a verb needs is imported when it runs."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edge.command import CHECK_FAILED, DONE, Command, Outcome
 from targets.gate import budget_from, configure_budget
+
+if TYPE_CHECKING:
+    from targets.edgetpu_lint import Report
 
 
 def _configure_export(parser: ArgumentParser) -> None:
@@ -20,6 +25,11 @@ def _configure_export(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", action="append", help="try only this precision (repeat for an order)")
     parser.add_argument("--calibration", type=int, default=None, metavar="N", help="calibration samples")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of calibration samples")
+    parser.add_argument(
+        "--allow-cpu",
+        action="store_true",
+        help="edgetpu: accept operations that would run on the CPU (see `edgeqc lint`)",
+    )
     configure_budget(parser)
 
 
@@ -46,6 +56,7 @@ def _export(arguments: Namespace) -> Outcome:
         if arguments.calibration is None
         else arguments.calibration,
         seed=arguments.seed,
+        allow_cpu=arguments.allow_cpu,
     )
     lines = []
     for candidate in exported.candidates:
@@ -61,6 +72,7 @@ def _export(arguments: Namespace) -> Outcome:
     else:
         lines.append(f"no candidate kept the budget; the last one is kept as {artifact.path}")
     manifest = artifact.manifest
+    lines += _edgetpu_notes(manifest["lowering"])
     data = {
         "artifact": str(artifact.path),
         "passed": exported.passed,
@@ -74,6 +86,61 @@ def _export(arguments: Namespace) -> Outcome:
         ],
     }
     return Outcome("\n".join(lines), data, DONE if exported.passed else CHECK_FAILED)
+
+
+def _edgetpu_notes(lowering: Mapping[str, Any]) -> list[str]:
+    """What a person should know of an Edge TPU export although it passed; empty for other targets."""
+    unknown = (lowering.get("lint") or {}).get("unknown") or {}
+    lines = (
+        [f"note: no evidence of what the Edge TPU compiler makes of {', '.join(unknown)}"] if unknown else []
+    )
+    found = (lowering.get("compiler") or {}).get("differences") or []
+    return lines + [f"note: the compiler's log is not as predicted: {difference}" for difference in found]
+
+
+def _configure_lint(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="int8 .tflite that is not compiled yet")
+
+
+def _lint(arguments: Namespace) -> Outcome:
+    from targets import edgetpu_compiler
+    from targets.edgetpu_lint import lint_file
+
+    report = lint_file(arguments.file)
+    text, data, failed = report.text(arguments.file.name), report.as_dict(), bool(report.on_cpu)
+    program = edgetpu_compiler.find()
+    if program is not None:
+        data["compiler"], said = _ask_compiler(arguments.file, program, report)
+        text += f"\n\n{said}"
+        failed = failed or bool(data["compiler"].get("error") or data["compiler"].get("on_cpu"))
+    return Outcome(text, data, CHECK_FAILED if failed else DONE)
+
+
+def _ask_compiler(file: Path, program: str, report: Report) -> tuple[dict[str, Any], str]:
+    """Compile a copy, and lay the log beside the prediction: for JSON, and for people."""
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    from targets import edgetpu_compiler
+    from targets.edgetpu_lint import differences
+    from targets.errors import CompilerError
+
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "model.tflite"
+        shutil.copyfile(file, copy)
+        try:
+            _, log = edgetpu_compiler.compile_model(copy, program)
+        except CompilerError as exc:  # its refusal is the result
+            return {"error": str(exc)}, f"the compiler that is installed here does not take it: {exc.got}"
+    found = differences(report, log)
+    facts = {
+        "version": log.version,
+        "on_edgetpu": log.mapped,
+        "on_cpu": log.unmapped,
+        "differences": found,
+    }
+    said = [f"compiler {log.version}, installed here: {'otherwise' if found else 'as predicted'}"]
+    return facts, "\n".join([*said, *(f"  {difference}" for difference in found)])
 
 
 def _configure_parity(parser: ArgumentParser) -> None:
@@ -105,5 +172,6 @@ def _demo(arguments: Namespace) -> Outcome:
 
 
 export = Command("lower a RUN for a device, and gate it on verdicts", _configure_export, _export)
+lint = Command("predict which operations of a TFLite file the Edge TPU runs", _configure_lint, _lint)
 parity = Command("compare artifacts with full precision, verdict by verdict", _configure_parity, _parity)
 demo = Command("the whole way on synthetic surfaces, from training to self-test", _configure_demo, _demo)

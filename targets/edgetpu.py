@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from targets import edgetpu_compiler, old_interpreter
+from targets.edgetpu_lint import Report, differences, lint_file
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
 from targets.profile import Profile
 from targets.tflite_file import append_metadata, check_operations
@@ -23,6 +25,8 @@ MODEL = "model.tflite"
 def lower(network: Network, precision: str, folder: Path, profile: Profile) -> Lowered:
     """Write `model.tflite` (int8 in and out, NHWC) and, where the compiler is installed, the compiled file.
 
+    What the lint predicts is in the facts, and beside it, where there is a compiler, what its log says otherwise.
+
     Raises:
         UnsupportedOpError: the network holds something that the Edge TPU does not run.
         CompilerError: the Edge TPU compiler is there and refuses the file.
@@ -35,7 +39,9 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     profile.refuse_larger(needed)
     facts["needed_bytes"] = needed
     facts["old_interpreter"] = (old_interpreter.run(path) or {}).get("version")
-    model, facts["compiler"] = _compile(path)
+    report = lint_file(path)
+    facts["lint"] = report.as_dict()
+    model, facts["compiler"] = _compile(path, report)
     about = {"name": network.name, "precision": precision, "input_encoding": "uint8 ^ 0x80", **network.facts}
     for file in {path, folder / model}:
         append_metadata(file, about)
@@ -48,11 +54,27 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
         outputs=outputs(network),
         stand_in=stand_in,
         facts=facts,
+        objections=_objections(report, facts["compiler"]),
         output_step=network.grid.output_scales()[0],
     )
 
 
-def _compile(path: Path) -> tuple[str, dict[str, Any]]:
+def _objections(report: Report, compiler: Mapping[str, Any]) -> tuple[str, ...]:
+    """Why this would not all run on the Edge TPU: by the compiler's log where it ran, else by the lint."""
+    if compiler["compiled"]:
+        witness, on_cpu = (
+            "leaves",
+            {name: sum(counts.values()) for name, counts in compiler["on_cpu"].items()},
+        )
+    else:
+        witness, on_cpu = "is predicted to leave", report.on_cpu
+    kinds = ", ".join(f"{count} {name}" for name, count in on_cpu.items())
+    return (
+        (f"the Edge TPU compiler {witness} to the CPU: {kinds} (--allow-cpu accepts it)",) if on_cpu else ()
+    )
+
+
+def _compile(path: Path, report: Report) -> tuple[str, dict[str, Any]]:
     program = edgetpu_compiler.find()
     if program is None:
         return path.name, {
@@ -60,5 +82,10 @@ def _compile(path: Path) -> tuple[str, dict[str, Any]]:
             "note": "edgetpu_compiler is not installed here; on x86-64 Linux: https://coral.ai/docs/edgetpu/compiler",
         }
     compiled, log = edgetpu_compiler.compile_model(path, program)
-    facts = {"compiled": True, "version": log.version, "on_edgetpu": log.mapped, "on_cpu": log.unmapped}
-    return compiled.name, facts
+    return compiled.name, {
+        "compiled": True,
+        "version": log.version,
+        "on_edgetpu": log.mapped,
+        "on_cpu": log.unmapped,
+        "differences": differences(report, log),
+    }

@@ -43,7 +43,7 @@ class Candidate:
 
     Attributes:
         row: the `artifacts` row of `parity.json` against full precision on the gate's split.
-        reasons: the limits of the budget that it broke; empty when it passed.
+        reasons: the limits of the budget that it broke, and the device's objections; empty when it passed.
     """
 
     precision: str
@@ -71,8 +71,11 @@ def export(
     precisions: Sequence[str] | None = None,
     calibration_count: int = calibration.DEFAULT_COUNT,
     seed: int = 0,
+    allow_cpu: bool = False,
 ) -> Exported:
     """Export `run` for `target` into the new folder `out`.
+
+    A candidate of which the device would leave operations to the CPU does not pass, unless `allow_cpu`.
 
     Raises:
         InputError: bad data set, copies of its split `decide` elsewhere in it, existing `out`.
@@ -115,7 +118,8 @@ def export(
                 lowered = target.lower(network, precision, folder, profile)
             draft = write_manifest(folder, {**facts, **lowered.manifest(), "precision": precision})
             with parity.open_here(draft.path) as inspector:
-                candidates.append(_measure(inspector, lowered, precision, val, reference, budget))
+                objections = () if allow_cpu else lowered.objections
+                candidates.append(_measure(inspector, precision, val, reference, budget, objections))
                 golden.write(inspector, golden_frames, folder / GOLDEN)
                 final = _with_verdict(facts, lowered, precision, inspector, candidates[-1])
             write_json(
@@ -133,21 +137,21 @@ def export(
 
 def _measure(
     inspector: Inspector,
-    lowered: Lowered,
     precision: str,
     val: Sequence[Sample],
     reference: Predictions,
     budget: Budget,
+    objections: Sequence[str],
 ) -> Candidate:
-    """Predict `val` with the saved files through the runtime, and judge them against full precision."""
+    """Predict `val` with the saved files through the runtime, and judge them against full precision.
+
+    `objections` are reasons from elsewhere why the candidate does not pass.
+    """
     name = str(inspector.target)
     predictions = predict(inspector, list(val), what=f"{name} {precision} on val")
     candidate = parity.Candidate(name, name, precision, predictions)
     row = parity.compare(reference, [candidate], val, budget)["artifacts"][0]
-    compiler = lowered.facts.get("compiler") or {}
-    on_cpu = sum(dict(compiler.get("on_cpu") or {}).values())
-    reasons = [f"the Edge TPU compiler leaves {on_cpu} operations to the CPU"] if on_cpu else []
-    return Candidate(precision, row, [*row["reasons"], *reasons])
+    return Candidate(precision, row, [*row["reasons"], *objections])
 
 
 def _refuse_foreign(rejected: Path) -> None:

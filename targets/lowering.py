@@ -103,6 +103,7 @@ class Lowered:
         outputs: `defect` and `mask`: the file's tensor names, and the mask's stride in pixels.
         stand_in: backend and device that may replace an absent accelerator on the host, or None.
         facts: what the exporter did and checked.
+        objections: why the device would not run all of it, one sentence each; empty when it would.
         output_step: the grid's step of `defect` in logits; None for float.
     """
 
@@ -111,6 +112,7 @@ class Lowered:
     outputs: Mapping[str, Mapping[str, Any]]
     stand_in: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    objections: tuple[str, ...] = ()
     output_step: float | None = None
 
     def manifest(self) -> dict[str, Any]:

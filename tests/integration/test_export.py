@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -217,6 +218,39 @@ def test_a_missed_budget_is_exit_3_and_kept_as_rejected(data, run, tmp_path, cap
     assert rejected.manifest["gate"]["passed"] is False
     assert any("mask agreement" in reason for reason in rejected.manifest["gate"]["reasons"])
     assert "rejected" in capsys.readouterr().out
+
+
+def test_what_the_edge_tpu_would_run_is_in_the_manifest(exported):
+    lint = Artifact.open(exported[0] / "edgetpu").manifest["lowering"]["lint"]
+    assert lint["on_edgetpu"]["CONV_2D"] > 10 and lint["on_cpu"] == {} and lint["findings"] == []
+    assert cli.main(["lint", str(exported[0] / "edgetpu" / "model.tflite")]) == 0
+
+
+def test_operations_left_to_the_cpu_fail_the_export_unless_allowed(data, run, tmp_path, monkeypatch, capsys):
+    """By the log of a compiler, which is all of it that is not real here."""
+    log = (
+        "Edge TPU Compiler version 16.0.384591198\n\n"
+        "CONV_2D                        1          Mapped to Edge TPU\n"
+        "MEAN                           1          Operation not supported\n"
+    )
+    program = tmp_path / "bin" / "edgetpu_compiler"
+    program.parent.mkdir()
+    (program.parent / "log.txt").write_text(log)
+    compiled = '"$3/model_edgetpu.tflite"'
+    program.write_text(
+        f'#!/bin/sh\ncp "$4" {compiled}; printf edgetpu-custom-op >> {compiled}; cat {program.parent}/log.txt\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    words = ["export", run, "--target", "edgetpu", "--data", data, "--calibration", 16, "--out"]
+    assert cli.main([*map(str, words), str(tmp_path / "a")]) == 3
+    manifest = Artifact.open(tmp_path / "a.rejected").manifest
+    (reason,) = manifest["gate"]["reasons"]
+    assert reason == "the Edge TPU compiler leaves to the CPU: 1 MEAN (--allow-cpu accepts it)"
+    assert manifest["lowering"]["lint"]["on_cpu"] == {} and manifest["lowering"]["compiler"]["differences"]
+    assert "note: the compiler's log is not as predicted: ADD" in capsys.readouterr().out
+    assert cli.main([*map(str, words), str(tmp_path / "b"), "--allow-cpu"]) == 0
+    assert Artifact.open(tmp_path / "b").manifest["gate"]["passed"]
 
 
 def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path):

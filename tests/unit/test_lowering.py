@@ -399,6 +399,10 @@ def test_the_edge_tpu_file_is_int8_from_end_to_end(name, tmp_path):
     assert lowered.input.encoding == "xor80" and lowered.input.layout == "nhwc"
     assert lowered.facts["compiler"]["compiled"] is False or edgetpu_compiler.find()
     assert read_metadata(tmp_path / "model.tflite")["labels"] == "good defective"
+    found = lowered.facts["lint"]
+    assert found["on_edgetpu"] == operations and found["on_cpu"] == found["unknown"] == {}
+    assert found["subgraphs"] == 1 and found["parameters_fit"]
+    assert lowered.objections == ()
 
 
 def _violations_after(payload, change):
@@ -549,6 +553,10 @@ def test_where_the_compiler_is_installed_it_is_run(tmp_path, network, monkeypatc
     assert lowered.model == "model_edgetpu.tflite"
     assert lowered.stand_in["model"] == "model.tflite"
     assert lowered.facts["compiler"]["on_edgetpu"] == {"CONV_2D": 41, "ADD": 13}
+    assert any(line.startswith("ADD: predicted") for line in lowered.facts["compiler"]["differences"])
+    assert lowered.objections == (
+        "the Edge TPU compiler leaves to the CPU: 1 QUANTIZE, 2 ADD (--allow-cpu accepts it)",
+    )
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["model.tflite", "model_edgetpu.tflite"]
     with _inspector(tmp_path / "out", "edgetpu", "int8", lowered) as inspector:  # the file beside it
         assert inspector.session.ran_on.stand_in
