@@ -39,20 +39,23 @@ def _custom(operation: Operation, _knowledge: Knowledge) -> Judgement | None:
     if not operation.custom:
         return None
     remedy = f"end the network before {operation.name}, and run it on the host"
-    return on_cpu(WRONG_TYPE, remedy, DECODER, POSTPROCESS)
+    return on_cpu(WRONG_TYPE, remedy, DECODER, POSTPROCESS, TABLE)
 
 
 def _dynamic(operation: Operation, _knowledge: Knowledge) -> Judgement | None:
     if all(side >= 0 for tensor in operation.activations for side in tensor.shape):
         return None
-    return on_cpu(DYNAMIC_SIZE, "give every input a fixed shape with batch 1, and convert again", DYNAMIC)
+    remedy = "give every input a fixed shape with batch 1, and convert again"
+    return on_cpu(DYNAMIC_SIZE, remedy, MODEL_REQUIREMENTS, DYNAMIC)
 
 
 def _listed(operation: Operation, knowledge: Knowledge) -> Judgement | None:
     if any(knowledge(evidence) for evidence in SUPPORTED.get(operation.name, ())):
         return None
     if operation.name == "DEQUANTIZE":
-        return on_cpu(WRONG_TYPE, "end the network in 8-bit outputs; dequantize on the host", FLOAT_ENDS)
+        return on_cpu(
+            WRONG_TYPE, "end the network in 8-bit outputs; dequantize on the host", TABLE, FLOAT_ENDS
+        )
     remedy = "write it with operations of the vendor's table, or move it behind the network's last layers"
     seen = {"ARG_MAX": (DEEPLAB,), "GATHER": (LOG_YOLO9,)}.get(operation.name, ())
     return on_cpu(NOT_SUPPORTED, remedy, TABLE, *seen)
@@ -68,7 +71,7 @@ def _types(operation: Operation, knowledge: Knowledge) -> Judgement | None:
         return None
     if operation.name == "QUANTIZE":
         remedy = "let the network begin with 8-bit inputs: quantize on the host, not in the file"
-        return on_cpu(UNSPECIFIED, remedy, *filter(knowledge, (FLOAT_INPUT, FLOAT_ENDS)))
+        return on_cpu(UNSPECIFIED, remedy, FLOAT_INPUT, FLOAT_ENDS, MODEL_REQUIREMENTS)
     remedy = f"quantize it fully to int8; {', '.join(sorted(kinds))} runs on the CPU"
     return on_cpu(WRONG_TYPE, remedy, MODEL_REQUIREMENTS, FLOAT_ENDS)
 

@@ -21,6 +21,7 @@ from targets.edgetpu_lint.evidence import REPORT, TABLE, VENDOR, Evidence, witho
 from targets.edgetpu_lint.graph import parse_graph
 from targets.edgetpu_lint.limits import Limit
 from targets.edgetpu_lint.operations import SUPPORTED
+from targets.edgetpu_lint.rules import judge
 
 GREY = (1, 8, 8, 4)
 
@@ -338,6 +339,14 @@ def test_a_rule_whose_witnesses_are_silent_does_not_decide():
     tile = parse_graph(_one("TILE", [GREY], (1, 16, 8, 4), "", [[1, 2, 1, 1]]).bytes())
     assert lint(tile).on_edgetpu == {"TILE": 1}
     assert lint(tile, without(["google-coral"])).on_cpu == {"TILE": 1}
+
+
+def test_without_any_witness_nothing_is_decided():
+    def silence(_evidence):
+        return False
+
+    for name in ("CONV_2D", "ELU", "DEQUANTIZE"):
+        assert judge(parse_graph(_one(name, [GREY], GREY).bytes()).operations[0], silence).mapped is None
 
 
 def test_every_supported_operation_has_a_witness():
