@@ -61,3 +61,12 @@ def test_every_witness_of_the_ground_truth_is_there(ground_truth):
     assert seen and {witness.kind for witness in seen} == owners
     for witness in seen:
         assert (ground_truth / "models" / witness.where).is_file()
+
+
+def test_the_benchmarks_rows_say_the_same(cases):
+    rows = {row["id"]: row for row in bench.truth_rows(cases)}
+    assert len(rows) == len(list(bench.truth_rows(cases)))
+    assert rows["truth.all"]["passed"] and rows["truth.with_cpu"]["passed"]
+    assert rows["left_out"]["value"] == sum(
+        row["value"] for id, row in rows.items() if id.startswith("left_out.") and id != "left_out.reports"
+    )
