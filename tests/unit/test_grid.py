@@ -81,7 +81,7 @@ def test_operations_that_only_select_keep_their_scale(grid):
         if node.target in (aten.max_pool2d.default, aten.upsample_nearest2d.vec, aten.view.default):
             found += 1
             assert _scale(node.args[0]) == _scale(node)
-    assert found >= 6
+    assert found >= 5  # four upsamplings, and a max pool at least
 
 
 def test_weights_have_a_scale_for_each_channel_and_stay_off_minus_128(grid):
