@@ -156,7 +156,7 @@ class RunStore:
         file = folder / "start.json"
         starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        start = {"commit": results_file.commit(), "date": now}
+        start = {"commit": training_commit(), "date": now}
         write_json(file, [*starts, {**start, "threads": self.threads, "jobs": self.jobs}])
 
     def _record(self, plan: Plan, folder: Path) -> None:
@@ -175,6 +175,14 @@ class RunStore:
             "tables": {split: table.as_dict() for split, table in tables.items()},
         }
         write_json(self.work / "made" / f"{plan.label}.json", record)
+
+
+def training_commit() -> str:
+    """The commit that is checked out, marked `-dirty` where the code that trains differs from it."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(words, cwd=results_file.ROOT, capture_output=True, text=True, check=False)
+    head = found.stdout.strip()
+    return f"{head}{'-dirty' if training_code_differs(head) else ''}" if head else "not a git checkout"
 
 
 def training_code_differs(commit: str) -> bool:
