@@ -14,7 +14,7 @@ import pytest
 from benchmarks import results_file
 from benchmarks import tables as results_tables
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import tables
+from benchmarks.quality import runs, tables
 from benchmarks.quality.analysis import analyse
 from benchmarks.quality.bootstrap import difference, group_weights
 from benchmarks.quality.picture import draw_recall_by_area
@@ -469,7 +469,7 @@ class TestRunStore:
     def test_a_training_that_failed_goes_on_and_keeps_both_starts(self, tmp_path, data, monkeypatch):
         with pytest.raises(RunError, match="exit code 1"):
             self.store(tmp_path, data, failing="run").make(self.plan)
-        monkeypatch.setattr(results_file, "commit", lambda: "later")
+        monkeypatch.setattr(runs, "training_commit", lambda: "later")
         record = self.store(tmp_path, data).make(self.plan)
         assert len(record.commits) == 2 and record.commits[1] == "later"
 
