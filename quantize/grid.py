@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,10 +31,9 @@ from torchao.quantization.pt2e.quantizer import (
 from quantize.errors import CalibrationError, QuantizeError
 from quantize.quiet import quiet
 from quantize.ranges import DEFAULT_METHOD, RangeObserver
+from quantize.rounding import SMALLEST_SCALE, round_weights
 
 INPUT_SCALE = 1 / 128
-# A dead channel must not get a scale so small that its int32 bias overflows.
-SMALLEST_WEIGHT_SCALE = 2.0**-20
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {_aten.conv2d.default, _aten.convolution.default}
@@ -59,13 +58,18 @@ _SAME_SCALE = {
 _OWN_SCALE = {_aten.mean.dim}
 _NO_TENSOR = {_aten.sym_size.int, operator.getitem}
 
+SECOND_ORDER = "second-order"
+ROUNDINGS = (SECOND_ORDER, "nearest")
+# Enough for the second moments of 577 inputs, and no more: the walk takes as long as they are many.
+ROUNDING_IMAGES = 64
+
 WEIGHTS = QuantizationSpec(
     dtype=torch.int8,
     quant_min=-127,
     quant_max=127,
     qscheme=torch.per_channel_symmetric,
     ch_axis=0,
-    observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=SMALLEST_WEIGHT_SCALE),
+    observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE),
 )
 INPUT = FixedQParamsQuantizationSpec(
     dtype=torch.int8,
@@ -165,12 +169,14 @@ class CalibratedGrid:
         input_shape: (channels, height, width).
         count: images that set the ranges.
         method: how ranges were chosen.
+        rounding: how weights were rounded.
     """
 
     prepared: fx.GraphModule = field(repr=False)
     input_shape: tuple[int, int, int]
     count: int
     method: str
+    rounding: str
 
     @cached_property
     def folded(self) -> fx.GraphModule:
@@ -190,7 +196,7 @@ def calibrate(
     *,
     input_shape: tuple[int, int, int],
     method: str = DEFAULT_METHOD,
-    report: Callable[[int], None] | None = None,
+    rounding: str = SECOND_ORDER,
 ) -> CalibratedGrid:
     """Put a float network on the grid.
 
@@ -199,7 +205,7 @@ def calibrate(
         batches: float32 [N, C, H, W] in (p - 128) / 128; they set the ranges.
         input_shape: (C, H, W) that the network will be fixed to.
         method: `minmax`, `percentile` or `mse`, see `quantize.ranges`.
-        report: called with the number of images seen so far.
+        rounding: `second-order` (`quantize.rounding`) or `nearest`.
 
     Raises:
         CalibrationError: no images, or of another shape.
@@ -213,10 +219,13 @@ def calibrate(
                 got="NaN or infinity",
                 next_step="the training diverged: train again with a lower learning rate",
             )
-    example = torch.zeros(2, *input_shape)
-    count = 0
+    if rounding not in ROUNDINGS:
+        raise QuantizeError(f"unknown rounding {rounding!r}", wanted=" or ".join(ROUNDINGS))
+    images: list[Tensor] = []
     with torch.no_grad():
-        exported = torch.export.export(model.eval(), (example[:1],)).module()
+        # A graph shares its parameters with the network, and rounding writes to them.
+        network = copy.deepcopy(model).eval()
+        exported = torch.export.export(network, (torch.zeros(1, *input_shape),)).module()
         prepared = prepare_pt2e(exported, GridQuantizer(method))
         for batch in batches:
             if tuple(batch.shape[1:]) != tuple(input_shape):
@@ -225,9 +234,10 @@ def calibrate(
                 )
             for image in batch.split(1):
                 prepared(image)
-            count += len(batch)
-            if report:
-                report(count)
-    if count == 0:
+                images.append(image)
+    if not images:
         raise CalibrationError("there are no calibration images", wanted="at least one")
-    return CalibratedGrid(prepared, tuple(input_shape), count, method)
+    if rounding == SECOND_ORDER:
+        # Good parts come first, defects last: what is looked at has to be of both.
+        round_weights(prepared, _CONVOLUTIONS, images[:: -(-len(images) // ROUNDING_IMAGES)])
+    return CalibratedGrid(prepared, tuple(input_shape), len(images), method, rounding)
