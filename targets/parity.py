@@ -161,7 +161,7 @@ def _row(
     reasons = budget.judge(row)
     if candidate.rejected:  # one lucky split does not undo the gate
         reasons.append(candidate.rejected)
-    return {**row, "passed": not reasons, "reasons": reasons}
+    return {**row, "passed": not reasons, "reasons": reasons, "not_judged": budget.not_judged(row)}
 
 
 def _pair(reference: Predictions, a: Candidate, b: Candidate) -> dict[str, Any]:
@@ -347,6 +347,11 @@ def run_parity(arguments: Namespace) -> Outcome:
     failed = [row for row in result["artifacts"] if not row["passed"]]
     lines = [table(result["artifacts"]), ""]
     lines += [f"{row['name']} fails: {'; '.join(row['reasons'])}" for row in failed]
+    lines += [
+        f"{row['name']}, not judged: {'; '.join(row['not_judged'])}"
+        for row in result["artifacts"]
+        if row["not_judged"]
+    ]
     lines.append(f"report: {arguments.out / 'report.html'}")
     return Outcome("\n".join(lines), result, CHECK_FAILED if failed else DONE)
 

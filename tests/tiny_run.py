@@ -7,6 +7,12 @@ from pathlib import Path
 import numpy as np
 
 SIZE_PX = 32
+# Half of a mask of `write_run_folder` lies on each side of its threshold: no int8 network agrees in 97 % of its pixels.
+LOOSE_MASKS = ("--min-mask-agreement", "0.3", "--max-seg-recall-drop", "none")
+NO_BUDGET = tuple(
+    f"--{limit}=none"
+    for limit in ("max-flips", "max-new-misses", "min-mask-agreement", "max-f1-drop", "max-seg-recall-drop")
+)
 
 
 def write_dataset(folder: Path, count: int = 75, size_px: int = 48, seed: int = 0) -> Path:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tiny_run import write_dataset, write_run_folder
+from tiny_run import LOOSE_MASKS, write_dataset, write_run_folder
 
 pytest.importorskip("torch", reason="exporting needs the toolkit")
 
@@ -50,6 +50,7 @@ def exported(tmp_path_factory, data, run):
             folder / target,
             "--calibration",
             16,
+            *LOOSE_MASKS,
         ]
         code = cli.main([*map(str, arguments), "--json", str(file)])
         said[target] = code, json.loads(file.read_text())
@@ -197,6 +198,7 @@ def test_parity_over_all_targets_writes_one_report(exported, data, run, tmp_path
             "test",
             "--out",
             str(tmp_path / "p"),
+            *LOOSE_MASKS,
         ]
     )
     assert code == 0
@@ -242,7 +244,7 @@ def test_operations_left_to_the_cpu_fail_the_export_unless_allowed(data, run, tm
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    words = ["export", run, "--target", "edgetpu", "--data", data, "--calibration", 16, "--out"]
+    words = ["export", run, "--target", "edgetpu", "--data", data, *LOOSE_MASKS, "--calibration", 16, "--out"]
     assert cli.main([*map(str, words), str(tmp_path / "a")]) == 3
     manifest = Artifact.open(tmp_path / "a.rejected").manifest
     (reason,) = manifest["gate"]["reasons"]

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from tiny_run import NO_BUDGET
+
 pytest.importorskip("torch", reason="training needs the toolkit")
 
 from edge import cli
@@ -51,13 +53,13 @@ def test_train_export_parity_and_run(some_tiles, pretrained, tmp_path):
     assert "pretrained encoder from" in json.loads((run / "run.json").read_text())["training"]["pretrained"]
 
     # Two epochs make faint verdicts: the budget is not what is tested here.
-    export = ["export", str(run), "--target", "edgetpu", *data, "--out", str(artifact), "--max-flips", "1"]
+    export = ["export", str(run), "--target", "edgetpu", *data, "--out", str(artifact), *NO_BUDGET]
     assert cli.main(export) == 0
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["precision"] == "int8" and manifest["calibration"]["count"] >= 64
 
     out = tmp_path / "parity"
-    parity = ["parity", str(artifact), "--reference", str(run), *data, "--out", str(out), "--max-flips", "1"]
+    parity = ["parity", str(artifact), "--reference", str(run), *data, "--out", str(out), *NO_BUDGET]
     assert cli.main(parity) == 0
     (row,) = json.loads((out / "parity.json").read_text())["artifacts"]
     assert row["stand_in"] and row["n"] > 20 and 0 <= row["mask_agreement_iou"] <= 1

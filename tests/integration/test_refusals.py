@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from tiny_run import write_dataset, write_run_folder
+from tiny_run import LOOSE_MASKS, write_dataset, write_run_folder
 
 pytest.importorskip("torch", reason="needs the toolkit")
 
@@ -40,7 +40,19 @@ def rewritten(folder, **changes):
 @pytest.fixture
 def edgetpu(data, run, tmp_path):
     out = tmp_path / "edgetpu"
-    words = ["export", run, "--target", "edgetpu", "--data", data, "--out", out, "--calibration", 16]
+    words = [
+        "export",
+        run,
+        "--target",
+        "edgetpu",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--calibration",
+        16,
+        *LOOSE_MASKS,
+    ]
     assert cli.main(list(map(str, words))) == 0
     return out
 
