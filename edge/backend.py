@@ -273,6 +273,8 @@ class Backend(ABC):
 def check_fit(session: Session, artifact: Artifact) -> None:
     """Check that the loaded network has the input and outputs that the manifest describes.
 
+    It may have more outputs: `edgeqc parity --layers` taps tensors inside.
+
     Raises:
         IncompatibleArtifactError: it has not.
     """
@@ -290,7 +292,12 @@ def check_fit(session: Session, artifact: Artifact) -> None:
     shapes = {spec.name: spec.shape for spec in session.outputs}
     mask = shapes.get("mask", ())
     channel = mask[3 if artifact.input.layout == "nhwc" else 1] if len(mask) == 4 else 0
-    if set(shapes) != {"defect", "mask"} or math.prod(shapes["defect"]) != 1 or channel != 1 or mask[0] != 1:
+    if (
+        not {"defect", "mask"} <= set(shapes)
+        or math.prod(shapes["defect"]) != 1
+        or channel != 1
+        or mask[0] != 1
+    ):
         raise IncompatibleArtifactError(
             f"the outputs of {artifact.model_file} are not the ones of the contract",
             wanted="defect (1, 1) and mask, batch 1 and one channel",
