@@ -1,0 +1,203 @@
+"""Layer by layer, without any runtime: what counts as a departure, and how a hidden fault is narrowed down."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edge.errors import InputError
+from edge.samples import Sample
+from targets.layers import hidden
+from targets.layers.comparison import MEAN_FEWEST, Measured, Tally, _departs, _mark_made_by_taps
+from targets.layers.layer import Layer, on_grid
+from targets.layers.verb import spread, text
+
+
+def _tally(*differences, tolerance=2.0):
+    tally = Tally(tolerance)
+    values = np.asarray(differences, np.float32)
+    tally.add(values, np.zeros_like(values))
+    return tally
+
+
+def test_a_departure_is_more_than_rounding():
+    assert not _tally(0, 1, -2).departs
+    assert _tally(0, 0, 2.5).departs
+    assert _tally(3, -1, tolerance=2).facts() == {"max": 3.0, "mean": 2.0, "share": 0.5}
+
+
+def test_half_a_step_on_average_is_a_rule_and_no_rounding_error():
+    often = [0, 1] * MEAN_FEWEST
+    assert _tally(*often).departs
+    assert not _tally(*often[: MEAN_FEWEST // 2]).departs  # a handful of values says nothing about a rule
+    assert not _tally(*([0] * 3 + [1]) * MEAN_FEWEST).departs
+
+
+def test_what_is_not_a_number_departs():
+    assert _tally(0, float("nan")).max == float("inf")
+    assert _tally(float("nan")).departs
+
+
+def test_differences_add_up_over_tiles():
+    tally = Tally(2.0)
+    for largest in (1, 4, 2):
+        tally.add(np.array([0, largest], np.float32), np.zeros(2, np.float32))
+    assert (tally.max, tally.count) == (4.0, 6) and tally.mean == pytest.approx(7 / 6)
+    with pytest.raises(InputError, match="two shapes"):
+        tally.add(np.zeros(2, np.float32), np.zeros((1, 2), np.float32))
+
+
+def _row(name, errors=(0.0, 0.0), steps=(0.1, 0.1)):
+    return Measured(Layer(name, name, "Conv", (), 0.1), steps, tuple(map(_tally, errors)), _tally(0))
+
+
+def test_the_input_is_compared_exactly_and_steps_have_to_be_equal():
+    assert not _departs(_row("conv", (1.0, 0.0)))
+    assert _departs(_row("input", (0.0, 1.0)))
+    assert _departs(_row("conv", steps=(0.1, 0.15)))
+    unquantized = Layer("raw", "raw", "Concat", (), 0.1, quantized=False)
+    assert not _departs(Measured(unquantized, (0.1, 0.15), (_tally(0), _tally(0)), _tally(0)))
+
+
+@pytest.mark.parametrize(
+    ("gap", "shifts", "only_tapped"),
+    [
+        (1, (0, 30), True),  # the shipped programs agree, and the taps move one of them far
+        (30, (0, 30), False),  # they do not agree
+        (
+            1,
+            (0, 1),
+            False,
+        ),  # the taps move nothing: a fault that does not reach the outputs is one all the same
+    ],
+)
+def test_a_departure_that_only_a_tap_makes(gap, shifts, only_tapped):
+    outputs = [dict.fromkeys(("defect", "mask"), float(value)) for value in (gap, *shifts)]
+    entries = [{"steps": None, "only_tapped": False}, {"steps": [0.1, 0.2], "only_tapped": False}]
+    _mark_made_by_taps(entries, outputs[0], outputs[1:])
+    assert [entry["only_tapped"] for entry in entries] == [
+        only_tapped,
+        False,
+    ]  # a file's step is no tap's doing
+
+
+def test_values_beside_the_grid_go_to_its_nearest_point():
+    assert on_grid(np.array([-200, -1.4, 0.6, 127.2], np.float32)).tolist() == [-128, -1, 1, 127]
+
+
+# Tap by tap: a runtime in which `b` and `c` run as one, and wrongly
+
+CHAIN = [
+    Layer("input", "input", "input", (), 1.0),
+    Layer("a", "a", "Conv", ("input",), 1.0),
+    Layer("side", "side", "Conv", ("input",), 1.0),
+    Layer("b", "b", "ReduceMax", ("a",), 1.0),
+    Layer("c", "c", "Concat", ("b", "side"), 1.0),
+    Layer("d", "d", "Conv", ("c",), 1.0),
+    Layer("mask", "mask", "Conv", ("a",), 1.0),
+    Layer("defect", "defect", "Conv", ("d",), 1.0),
+]
+WRONG_BY = 40.0
+
+
+def _search(monkeypatch, *, splits, wrong=("c", "d", "defect")):
+    """Search in a runtime whose tensors `wrong` are off unless one of `splits` is tapped."""
+
+    def values(taps):
+        fault = 0.0 if set(taps) & set(splits) else WRONG_BY
+        shown = {"mask", "defect", *taps}
+        return {
+            name: np.full((1, 4), fault * (name in wrong), np.float32)
+            for name in (layer.name for layer in CHAIN)
+            if name in shown
+        }
+
+    @contextmanager
+    def program(_side, _layers, _steps, taps=()):
+        yield SimpleNamespace(run=lambda _tile: values([tap.name for tap in taps]))
+
+    monkeypatch.setattr(hidden, "program", program)
+    everything = [layer.name for layer in CHAIN]
+    plain, tapped = ([values(taps)] for taps in ((), everything))
+    limits = {"mask": 8.0, "defect": 8.0}
+    drift = dict.fromkeys(everything, 0.5)
+    return hidden.search(None, CHAIN, {}, [np.zeros((1, 1, 1), np.uint8)], (plain, tapped), limits, drift)
+
+
+def test_a_fusion_is_found_by_the_tap_that_splits_it(monkeypatch):
+    found = _search(monkeypatch, splits=("b",))
+    assert found["hidden_by"] == ["b"] and found["seen_at"] == "c"
+    assert [one["name"] for one in found["suspects"]] == ["b", "c"]
+
+
+def test_a_fusion_that_every_tap_near_it_splits_is_found_at_the_output(monkeypatch):
+    found = _search(monkeypatch, splits=("b", "c", "d"))
+    assert found["hidden_by"] == ["b", "c", "d"] and found["seen_at"] == "defect"
+    assert [one["name"] for one in found["suspects"]] == ["b", "c", "d", "defect"]
+
+
+def test_what_a_right_tensor_is_computed_from_is_no_suspect(monkeypatch):
+    found = _search(monkeypatch, splits=("a",), wrong=("d", "defect"))
+    # `c` is right while the fault is there, so are `b` and `a` before it: only the tap at `a` hides it.
+    assert found["hidden_by"] == ["a"]
+    assert [one["name"] for one in found["suspects"]] == ["d"]
+
+
+def test_ancestors():
+    before = hidden.ancestors(CHAIN)
+    assert before["input"] == set() and before["c"] == {"input", "a", "side", "b"}
+
+
+# The verb's own parts
+
+
+def _samples(defective, good):
+    return [
+        Sample(f"{kind}{i}", Path(f"{kind}{i}"), None, kind == "d", "test", f"{kind}{i}", "", 0)
+        for kind, count in (("d", defective), ("g", good))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("defective", "good", "count", "wanted"),
+    [(10, 10, 4, "d0 d5 g0 g5"), (1, 9, 4, "d0 g0 g3 g6"), (9, 1, 4, "d0 d3 d6 g0"), (0, 3, 8, "g0 g1 g2")],
+)
+def test_samples_are_spread_over_the_split(defective, good, count, wanted):
+    assert " ".join(sample.id for sample in spread(_samples(defective, good), count)) == wanted
+
+
+def test_the_table_shows_no_more_than_fits():
+    ran_on = {"sdk": "openvino", "version": "1", "device": "CPU"}
+    error = {"max": 41.0, "mean": 12.0, "share": 1.0}
+    entry = {
+        "name": "x",
+        "label": "head/x",
+        "operation": "ReduceMax",
+        "inputs": ["a"],
+        "error": [error, error],
+    }
+    first = {**entry, "artifacts": ["one"], "steps": None, "only_tapped": False, "known": []}
+    result = {
+        "artifacts": [{"name": name, "ran_on": ran_on, "stand_in": name == "two"} for name in ("one", "two")],
+        "n": 1,
+        "tiles": 1,
+        "replay": "a runtime",
+        "tolerance_steps": 2.0,
+        "instruction_set": None,
+        "layers": [{**entry, "label": f"head/{i}", "departs": True, "drift": error} for i in range(20)],
+        "outputs": [],
+        "departures": [first],
+        "first": first,
+        "hidden": [],
+        "passed": False,
+    }
+    shown = text(result)
+    assert "and 8 more depart" in shown and "two: openvino 1 CPU (stand-in, not verified on device)" in shown
+    assert shown.endswith(
+        "head/x (ReduceMax) is the first to depart: one is up to 41.0 steps off on equal inputs (12.00 on average)."
+    )
