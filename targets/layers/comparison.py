@@ -25,9 +25,9 @@ from targets.layers.hidden import search
 from targets.layers.layer import INPUT, Layer, Replay, Steps
 from targets.layers.program import OUTPUTS, Side, other_grid, program
 
-# In steps of an operation's own tensor. On equal inputs right kernels were at most 1 step from each other (three
-# networks in three sizes, three runtimes). On average they are 0.01 apart, TFLite's MEAN up to 0.27; cutting off in
-# place of rounding would be 0.5.
+# In steps of an operation's own tensor. On equal inputs right kernels were at most 1 step from each other (our three
+# networks, sizes up to `base`, three runtimes). On average they are 0.01 apart, TFLite's MEAN up to 0.27; cutting
+# off in place of rounding would be 0.5.
 TOLERANCE_STEPS = 2.0
 MEAN_TOLERANCE_STEPS = 0.4
 MEAN_FEWEST = 64

@@ -19,6 +19,7 @@ import numpy as np
 from edge.artifact import MANIFEST, Artifact, write_manifest
 from edge.backend import Session, find_backend
 from edge.errors import InputError
+from edge.inspector import Inspector, open_inspector
 from edge.preprocess import UInt8Array, encode
 from targets.layers.layer import INPUT, Layer, LoweredFile, Steps
 from targets.parity import names, open_here
@@ -77,8 +78,8 @@ def open_sides(paths: Sequence[Path]) -> Iterator[tuple[Side, Side]]:
     _refuse_other_grid(*zip(names(paths), artifacts))
     with ExitStack() as stack:
         sides = [
-            _side(stack.enter_context(open_here(path)).session, name, artifact)
-            for path, name, artifact in zip(paths, names(paths), artifacts)
+            _side(stack.enter_context(_opened(artifact)).session, name, artifact)
+            for name, artifact in zip(names(paths), artifacts)
         ]
         yield sides[0], sides[1]
 
@@ -100,6 +101,14 @@ def _artifact(path: Path) -> Artifact:
             next_step="export it with --precision int8",
         )
     return artifact
+
+
+def _opened(artifact: Artifact) -> Inspector:
+    """On its own device, else on its stand-in; a compiled file shows nothing inside, the one beside it does."""
+    model = artifact.manifest["model"]
+    if artifact.stand_in is not None and artifact.stand_in.get("model", model) != model:
+        return open_inspector(artifact.path, stand_in=True)
+    return open_here(artifact.path)
 
 
 def _side(session: Session, name: str, artifact: Artifact) -> Side:

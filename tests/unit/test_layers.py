@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import qdq
 from edge.errors import InputError
 from edge.samples import Sample
 from targets.layers import hidden
@@ -87,6 +88,67 @@ def test_a_departure_that_only_a_tap_makes(gap, shifts, only_tapped):
 
 def test_values_beside_the_grid_go_to_its_nearest_point():
     assert on_grid(np.array([-200, -1.4, 0.6, 127.2], np.float32)).tolist() == [-128, -1, 1, 127]
+
+
+def test_what_a_q_dq_graph_s_layers_are(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from targets.layers.onnx_taps import OnnxFile
+
+    def read(model):
+        onnx.save(model, tmp_path / "model.onnx")
+        return {layer.name: layer for layer in OnnxFile(tmp_path / "model.onnx").layers}
+
+    layers = read(qdq.unquantized())
+    assert list(layers) == [
+        "input",
+        "features",
+        "others",
+        "mean",
+        "peak",
+        "joined",
+        "logit/flat",
+        "defect",
+        "mask",
+    ]
+    assert layers["features"] == Layer(
+        "features", "module/features", "Conv", ("input",), pytest.approx(6 / 127)
+    )
+    assert layers["joined"].inputs == ("mean", "peak") and layers["joined"].quantized
+    assert not layers["peak"].quantized and layers["peak"].step == layers["features"].step
+    assert layers["input"].step == 1 / 128
+
+    graph = qdq.Graph()  # a clamp with a quantize before it is an operation of its own
+    raw = graph.quantize(graph.convolution(graph.pixels, "conv", (8, 1, 3, 3)))
+    clamped = graph.quantize(graph.relu6(raw, "clamp"))
+    graph.mask(clamped)
+    graph.score(clamped)
+    layers = read(graph.model())
+    assert layers["clamp"].operation == "Clip" and layers["clamp"].inputs == ("conv",)
+
+
+def test_files_in_which_nothing_can_be_tapped_are_refused(tmp_path):
+    pytest.importorskip("onnx")
+    from targets.layers.onnx_taps import OnnxFile
+    from targets.layers.tflite_taps import TfliteFile
+
+    for name, kind in (("model.onnx", OnnxFile), ("model.tflite", TfliteFile)):
+        (tmp_path / name).write_bytes(b"not a network")
+        with pytest.raises(InputError, match="nothing can be tapped"):
+            kind(tmp_path / name)
+
+
+def test_a_float_graph_has_no_steps_to_count_in(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    from targets.layers.onnx_taps import OnnxFile
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "float", [x], [y])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(InputError) as caught:
+        OnnxFile(tmp_path / "model.onnx")
+    assert "without QuantizeLinear" in str(caught.value)
 
 
 # Tap by tap: a runtime in which `b` and `c` run as one, and wrongly

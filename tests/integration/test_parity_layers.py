@@ -27,7 +27,7 @@ from targets.tflite_file import operations, read  # noqa: E402
 from targets.tflite_writer import pack  # noqa: E402
 from tiny_run import write_dataset, write_run_folder  # noqa: E402
 
-TARGETS = ("openvino", "edgetpu", "onnx")
+TARGETS = ("openvino", "edgetpu", "onnx", "tensorrt")
 # A convolution in the middle of the network, and what it is called with its module.
 VICTIM = "conv2d_20"
 
@@ -81,13 +81,14 @@ def damaged(artifacts, tmp_path):
 # Healthy artifacts
 
 
-@pytest.mark.parametrize("pair", [("openvino", "onnx"), ("edgetpu", "onnx"), ("openvino", "edgetpu")])
+@pytest.mark.parametrize("pair", [("openvino", "onnx"), ("edgetpu", "tensorrt"), ("openvino", "edgetpu")])
 def test_no_operation_departs_in_sound_artifacts(pair, artifacts, data, tmp_path, capsys):
     code, result = _layers(*(artifacts / name for name in pair), data=data, out=tmp_path / "out")
     assert code == 0 and result["passed"] and result["departures"] == [] and result["hidden"] == []
     assert len(result["layers"]) > 60 and result["layers"][0]["name"] == "input"
     assert [artifact["target"] for artifact in result["artifacts"]] == list(pair)
-    assert [artifact["stand_in"] for artifact in result["artifacts"]] == [name == "edgetpu" for name in pair]
+    stand_ins = [name in ("edgetpu", "tensorrt") for name in pair]
+    assert [artifact["stand_in"] for artifact in result["artifacts"]] == stand_ins
     assert "no operation departs" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "layers.json").read_text()) == result
     assert "No operation departs" in (tmp_path / "out" / "layers.html").read_text()
@@ -104,6 +105,19 @@ def test_the_operations_go_by_the_names_of_the_network_s_modules(artifacts, data
     assert labels["conv2d"] == "encoder.features.0.0/conv2d"
     reads = {row["name"]: row["inputs"] for row in result["layers"]}
     assert reads["conv2d"] == ["input"] and "mask" in labels and "defect" in labels
+
+
+def test_a_compiled_file_is_tapped_in_the_one_beside_it(artifacts, damaged, data, fake_edgetpu):
+    """Also where an Edge TPU is plugged in, which would run the compiled file and show nothing inside."""
+
+    def compiled(folder):
+        (folder / "model_edgetpu.tflite").write_bytes(b"TFL3 edgetpu-custom-op")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["model"], manifest["stand_in"]["model"] = "model_edgetpu.tflite", "model.tflite"
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    code, result = _layers(damaged("edgetpu", compiled), artifacts / "onnx", data=data, samples=1)
+    assert code == 0 and [artifact["stand_in"] for artifact in result["artifacts"]] == [True, False]
 
 
 # Faults in one artifact's file
