@@ -26,13 +26,14 @@ from targets.layers.layer import INPUT, Layer, Replay, Steps
 from targets.layers.program import OUTPUTS, Side, other_grid, program
 
 # In steps of an operation's own tensor. On equal inputs right kernels were at most 1 step from each other (our three
-# networks, sizes up to `base`, three runtimes). On average they are 0.01 apart, TFLite's MEAN up to 0.27; cutting
-# off in place of rounding would be 0.5.
+# networks, sizes up to `base`, three runtimes). On average they are 0.01 apart, TFLite's ADD and MEAN up to
+# 0.27; cutting off in place of rounding would be 0.5.
 TOLERANCE_STEPS = 2.0
 MEAN_TOLERANCE_STEPS = 0.4
 MEAN_FEWEST = 64
-# Of a whole program: how far the answers of two right programs lie apart, averaged over one tile's output.
-OUTPUT_STEPS = 8.0
+# Of a whole program: how far the answers of two right programs lie apart, averaged over one tile's output. Taps moved
+# the answer of right programs by up to 9 steps.
+OUTPUT_STEPS = 12.0
 # oneDNN, which OpenVINO and others are made of, reads it: the newest instructions that it may use.
 INSTRUCTION_SET = "ONEDNN_MAX_CPU_ISA"
 
