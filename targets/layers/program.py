@@ -222,6 +222,6 @@ def program(
         tensors = side.file.write_tapped(taps, Path(folder))
         facts = {**side.artifact.manifest, "stand_in": None, "backend": side.backend, "golden": None}
         artifact = write_manifest(Path(folder), facts)
-        artifact.output_names.update(tensors)
+        artifact.output_names.update(tensors)  # the backend asks the file for these, and for no others
         with find_backend(side.backend).load(artifact, side.device) as session:
             yield Program(session, side, [*outputs, *taps], steps)
