@@ -9,7 +9,7 @@ file (`Replay`), and its answer is compared with what the first runtime made of 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from edge.preprocess import UInt8Array, frame_to_tiles
 from edge.progress import progress
 from edge.samples import Sample
 from targets.layers.hidden import search
-from targets.layers.layer import INPUT, Layer, Replay, Steps
+from targets.layers.layer import INPUT, Layer, Replay, Steps, apart
 from targets.layers.program import OUTPUTS, Side, other_grid, program
 
 # In steps of an operation's own tensor. On equal inputs right kernels were at most 1 step from each other (our three
@@ -53,11 +53,8 @@ class Tally:
     count: int = 0
 
     def add(self, a: Steps, b: Steps) -> None:
-        """Count the differences of two tensors of one shape. NaN differs by infinity."""
-        if a.shape != b.shape:
-            raise InputError("a tensor has two shapes", wanted=a.shape, got=b.shape)
-        away = np.abs(a - b)
-        away = np.where(np.isnan(away), np.float32(np.inf), away)
+        """Count the differences of two tensors of one shape."""
+        away = apart(a, b)
         self.max = max(self.max, float(away.max(initial=0)))
         self.total += float(away.sum(dtype=np.float64))
         self.beyond += int((away > self.tolerance).sum())
@@ -93,6 +90,17 @@ class Measured:
         one, other = self.steps
         return self.layer.quantized and one != other
 
+    @property
+    def off(self) -> tuple[bool, bool]:
+        """Which side makes something else of its own inputs than the replay does."""
+        exact = self.layer.name == INPUT  # nothing is rounded on the way to it
+        one, other = (tally.departs or (exact and tally.max > 0) for tally in self.errors)
+        return one, other
+
+    @property
+    def departs(self) -> bool:
+        return self.other_step or any(self.off)
+
 
 def compare_layers(
     sides: tuple[Side, Side], samples: Sequence[Sample], tolerance: float = TOLERANCE_STEPS
@@ -114,8 +122,10 @@ def compare_layers(
     gap = _distance(plain[0], plain[1])
     noise = _distance(tapped[0], tapped[1])
     shifts = [_distance(before, after) for before, after in zip(plain, tapped)]
-    departed = [_departure(row, sides) for row in rows if _departs(row)]
-    _mark_made_by_taps(departed, gap, shifts)
+    departed = [_departure(row, sides) for row in rows if row.departs]
+    moved = {side.name for side, shift in zip(sides, shifts) if max(shift.values()) > OUTPUT_STEPS}
+    if max(gap.values()) <= OUTPUT_STEPS:
+        mark_made_by_taps(departed, moved)
     hidden = []
     if not departed:
         for i, side in enumerate(sides):
@@ -224,6 +234,10 @@ def _measure(
         ]
         for tile in progress(tiles, "operation by operation"):
             values = [one.run(tile) for one in programs]
+            for layer in layers:
+                one, other = (found[layer.name].shape for found in values)
+                if one != other:
+                    raise other_grid(sides[0].name, sides[1].name, f"{layer.label} {one}", f"{other}")
             # The one tensor that no operation makes: int8 = p - 128, without rounding.
             pixels = tile.astype(np.float32).transpose(2, 0, 1)[None] - 128
             for i, found in enumerate(values):
@@ -236,46 +250,37 @@ def _measure(
     return rows, answers
 
 
-def _departs(row: Measured) -> bool:
-    exact = row.layer.name == INPUT  # nothing is rounded on the way to it
-    return row.other_step or any(tally.departs or (exact and tally.max > 0) for tally in row.errors)
-
-
 def _distance(a: Answers, b: Answers) -> dict[str, float]:
     """By output: the largest over all tiles of the mean distance, in steps."""
     return {
-        name: max(float(np.abs(one[name] - other[name]).mean()) for one, other in zip(a, b))
-        for name in OUTPUTS
+        name: max(float(apart(one[name], other[name]).mean()) for one, other in zip(a, b)) for name in OUTPUTS
     }
 
 
 def _departure(row: Measured, sides: tuple[Side, Side]) -> dict[str, Any]:
     """What the result says of an operation that departs."""
-    culprits = [
-        side.name
-        for side, tally in zip(sides, row.errors)
-        if tally.departs or (row.layer.name == INPUT and tally.max > 0)
-    ]
     return {
         "name": row.layer.name,
         "label": row.layer.label,
         "operation": row.layer.operation,
         "inputs": list(row.layer.inputs),
-        "artifacts": culprits,
+        "artifacts": [side.name for side, off in zip(sides, row.off) if off],
         "steps": list(row.steps) if row.other_step else None,
         "error": [tally.facts() for tally in row.errors],
         "only_tapped": False,
     }
 
 
-def _mark_made_by_taps(
-    departed: Sequence[dict[str, Any]], gap: Mapping[str, float], shifts: Sequence[Mapping[str, float]]
-) -> None:
-    """A program that answers as the other one until it is tapped is right; its tapped twin is not what ships."""
-    moved = any(shift[name] > OUTPUT_STEPS for shift in shifts for name in OUTPUTS)
-    if moved and all(gap[name] <= OUTPUT_STEPS for name in OUTPUTS):
-        for entry in departed:
-            entry["only_tapped"] = entry["steps"] is None
+def mark_made_by_taps(departed: Sequence[dict[str, Any]], moved: Container[str]) -> None:
+    """Of two programs that agree as they ship, the tapped twin of one departs: that twin is not what ships.
+
+    Args:
+        departed: entries as `_departure` writes them.
+        moved: the artifacts whose answers taps move. One whose answers they do not move is what it was before.
+    """
+    for entry in departed:
+        culprits = entry["artifacts"]
+        entry["only_tapped"] = entry["steps"] is None and all(name in moved for name in culprits)
 
 
 def _row_facts(row: Measured) -> dict[str, Any]:
@@ -284,5 +289,5 @@ def _row_facts(row: Measured) -> dict[str, Any]:
         "inputs": list(row.layer.inputs),
         "error": [tally.facts() for tally in row.errors],
         "drift": row.drift.facts(),
-        "departs": _departs(row),
+        "departs": row.departs,
     }

@@ -19,7 +19,7 @@ import numpy as np
 
 from edge.preprocess import UInt8Array
 from edge.progress import progress
-from targets.layers.layer import INPUT, Layer, Steps
+from targets.layers.layer import INPUT, Layer, Steps, apart
 from targets.layers.program import OUTPUTS, Side, program
 
 # Tiles on which single taps are tried: those whose answer the taps moved the farthest.
@@ -52,13 +52,11 @@ def search(
     with program(side, layers, steps, layers) as all_tapped:
         right = [all_tapped.run(tiles[i]) for i in chosen]
     hiding: list[str] = []
-    cleared: set[str] = set()
+    cleared = {INPUT}  # it is compared exactly, and with every tensor tapped it was right
     wrong: list[str] = []
     before = ancestors(layers)
-    for layer in progress([layer for layer in layers if layer.name not in OUTPUTS], "tap by tap"):
-        if layer.name == INPUT:
-            cleared.add(INPUT)  # it is compared exactly, and with every tensor tapped it was right
-            continue
+    single_taps = [layer for layer in layers if layer.name not in (INPUT, *OUTPUTS)]
+    for layer in progress(single_taps, "tap by tap"):
         with program(side, layers, steps, [layer]) as single:
             found = [single.run(tiles[i]) for i in chosen]
         if all(_away(a[n], b[n]) <= limits[n] for a, b in zip(found, right) for n in OUTPUTS):
@@ -91,7 +89,7 @@ def ancestors(layers: Sequence[Layer]) -> dict[str, set[str]]:
 
 
 def _away(a: Steps, b: Steps) -> float:
-    return float(np.abs(a - b).mean())
+    return float(apart(a, b).mean())
 
 
 def _facts(layer: Layer) -> dict[str, Any]:

@@ -89,6 +89,12 @@ def on_grid(values: Steps) -> npt.NDArray[np.int8]:
     return np.clip(np.rint(values), QMIN, QMAX).astype(np.int8)
 
 
+def apart(a: Steps, b: Steps) -> Steps:
+    """How far two tensors of one shape lie apart, value by value; what is not a number is infinitely far."""
+    away = np.abs(a - b)
+    return np.where(np.isnan(away), np.float32(np.inf), away)
+
+
 def unreadable(path: Path, reason: str) -> InputError:
     """The error for a file in which nothing can be tapped."""
     return InputError(

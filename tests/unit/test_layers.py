@@ -13,7 +13,7 @@ import qdq
 from edge.errors import InputError
 from edge.samples import Sample
 from targets.layers import hidden
-from targets.layers.comparison import MEAN_FEWEST, Measured, Tally, _departs, _mark_made_by_taps
+from targets.layers.comparison import MEAN_FEWEST, Measured, Tally, mark_made_by_taps
 from targets.layers.layer import Layer, on_grid
 from targets.layers.verb import spread, text
 
@@ -48,8 +48,6 @@ def test_differences_add_up_over_tiles():
     for largest in (1, 4, 2):
         tally.add(np.array([0, largest], np.float32), np.zeros(2, np.float32))
     assert (tally.max, tally.count) == (4.0, 6) and tally.mean == pytest.approx(7 / 6)
-    with pytest.raises(InputError, match="two shapes"):
-        tally.add(np.zeros(2, np.float32), np.zeros((1, 2), np.float32))
 
 
 def _row(name, errors=(0.0, 0.0), steps=(0.1, 0.1)):
@@ -57,33 +55,26 @@ def _row(name, errors=(0.0, 0.0), steps=(0.1, 0.1)):
 
 
 def test_the_input_is_compared_exactly_and_steps_have_to_be_equal():
-    assert not _departs(_row("conv", (1.0, 0.0)))
-    assert _departs(_row("input", (0.0, 1.0)))
-    assert _departs(_row("conv", steps=(0.1, 0.15)))
+    assert not _row("conv", (1.0, 0.0)).departs
+    assert _row("input", (0.0, 1.0)).departs and _row("input", (0.0, 1.0)).off == (False, True)
+    assert _row("conv", steps=(0.1, 0.15)).departs and _row("conv", steps=(0.1, 0.15)).off == (False, False)
     unquantized = Layer("raw", "raw", "Concat", (), 0.1, quantized=False)
-    assert not _departs(Measured(unquantized, (0.1, 0.15), (_tally(0), _tally(0)), _tally(0)))
+    assert not Measured(unquantized, (0.1, 0.15), (_tally(0), _tally(0)), _tally(0)).departs
 
 
 @pytest.mark.parametrize(
-    ("gap", "shifts", "only_tapped"),
+    ("artifacts", "steps", "only_tapped"),
     [
-        (1, (0, 30), True),  # the shipped programs agree, and the taps move one of them far
-        (30, (0, 30), False),  # they do not agree
-        (
-            1,
-            (0, 1),
-            False,
-        ),  # the taps move nothing: a fault that does not reach the outputs is one all the same
+        (["one"], None, True),  # the taps move it far, and the shipped programs agree
+        (["other"], None, False),  # not moved: what its tapped twin does wrongly the shipped one does as well
+        (["one", "other"], None, False),
+        (["one"], [0.1, 0.2], False),  # a file's step is no tap's doing
     ],
 )
-def test_a_departure_that_only_a_tap_makes(gap, shifts, only_tapped):
-    outputs = [dict.fromkeys(("defect", "mask"), float(value)) for value in (gap, *shifts)]
-    entries = [{"steps": None, "only_tapped": False}, {"steps": [0.1, 0.2], "only_tapped": False}]
-    _mark_made_by_taps(entries, outputs[0], outputs[1:])
-    assert [entry["only_tapped"] for entry in entries] == [
-        only_tapped,
-        False,
-    ]  # a file's step is no tap's doing
+def test_a_departure_that_only_a_tap_makes(artifacts, steps, only_tapped):
+    entry = {"artifacts": artifacts, "steps": steps, "only_tapped": False}
+    mark_made_by_taps([entry], {"one"})
+    assert entry["only_tapped"] == only_tapped
 
 
 def test_values_beside_the_grid_go_to_its_nearest_point():
