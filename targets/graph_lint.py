@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from targets.errors import KnownFaultError
+from targets.onnx_writer import operation_name
 
 INT32_LIMIT = 2**31
 # XNNPACK adds in fixed point with room for 8 bits between an input's step and the output's.
@@ -30,7 +31,7 @@ class Finding:
     """One place in a lowered graph.
 
     Attributes:
-        operation: name of the operation's tensor.
+        operation: its name in the file, with the module that made it.
         pattern: what stands there.
         reason: what goes wrong, where that was seen, and by how much.
         remedy: what to write in its place.
@@ -93,7 +94,7 @@ def _second_reader(graph: _Onnx) -> Iterator[Finding]:
         source = graph.quantized(node.input[0])
         if source is not None and graph.readers[source] > 1:
             yield Finding(
-                node.output[0],
+                operation_name(node),
                 f"int8 {node.op_type} whose input has a second reader",
                 f"OpenVINO's int8 reduction answers with its zero point shifted ({_WHERE}): 33 steps off where it was"
                 " measured.",
@@ -104,7 +105,7 @@ def _second_reader(graph: _Onnx) -> Iterator[Finding]:
 def _minimum(graph: _Onnx) -> Iterator[Finding]:
     for node in graph.of("ReduceMin"):
         yield Finding(
-            node.output[0],
+            operation_name(node),
             "int8 ReduceMin",
             f"OpenVINO's int8 minimum over a map was 34 steps off ({_WHERE}).",
             "take the maximum of the negated map with a chain of max pools.",
@@ -114,7 +115,7 @@ def _minimum(graph: _Onnx) -> Iterator[Finding]:
 def _concatenation(graph: _Onnx) -> Iterator[Finding]:
     for node in graph.of("Concat"):
         yield Finding(
-            node.output[0],
+            operation_name(node),
             "int8 Concat",
             f"OpenVINO rounds its values to a grid that is many times coarser ({_WHERE}): 27 steps off in"
             " front of a convolution; and it forces one scale on all that it joins.",
@@ -129,7 +130,7 @@ def _counted_padding(graph: _Onnx) -> Iterator[Finding]:
         source = graph.quantized(node.input[0])
         if counted and any(settings["pads"].ints if "pads" in settings else ()) and graph.readers[source] > 1:
             yield Finding(
-                node.output[0],
+                operation_name(node),
                 "int8 AveragePool that counts its padding, whose input has a second reader",
                 f"OpenVINO pads with its shifted zero point ({_WHERE}): 69 steps off at the edge.",
                 "a depthwise convolution of constant weights.",
@@ -146,7 +147,7 @@ def _float_bias(graph: _Onnx) -> Iterator[Finding]:
         counts = np.abs(np.ravel(graph.constants[node.input[2]]).astype(np.float64)) / steps
         if counts.max(initial=0) >= INT32_LIMIT:
             yield Finding(
-                node.output[0],
+                operation_name(node),
                 f"a bias of {counts.max():.3g} steps of input times weight",
                 "onnxruntime (1.31.1) turns biases into int32, where this one does not fit: 96 steps off where it was"
                 " measured.",

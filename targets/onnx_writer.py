@@ -38,6 +38,11 @@ def write_graph(
     return _Writer(module, opset, half).write(inputs, outputs)
 
 
+def operation_name(node: Any) -> str:
+    """What a node of such a file calls its operation: `targets.lowering.origin`'s name, without the type behind it."""
+    return str(node.name.rpartition("/")[0] or node.output[0])
+
+
 class _Writer:
     def __init__(self, module: fx.GraphModule, opset: int, half: bool) -> None:
         import torch

@@ -10,6 +10,7 @@ import numpy as np
 
 from edge.backend import find_backend
 from targets.layers.layer import INPUT, Layer, LoweredFile, Replay, Steps, on_grid, unreadable
+from targets.onnx_writer import operation_name
 
 _CLAMPS = ("Clip", "Relu")
 _GIVEN = "given/"
@@ -51,7 +52,7 @@ class OnnxFile(LoweredFile):
             if node.op_type in ("QuantizeLinear", "DequantizeLinear") or self._is_clamp_of(node):
                 continue
             layer = self._layer(
-                node.output[0], node.output[0], node.name.rpartition("/")[0], node.op_type, steps, node
+                node.output[0], node.output[0], operation_name(node), node.op_type, steps, node
             )
             layers.append(layer)
             steps[layer.name] = layer.step
@@ -69,13 +70,13 @@ class OnnxFile(LoweredFile):
         if quantizer is None:
             step = max((steps[source] for source in inputs), default=1.0)
             self.tensors[name] = tensor
-            return Layer(name, label or name, operation, inputs, step, quantized=False)
+            return Layer(name, label, operation, inputs, step, quantized=False)
         readers = self.readers.get(quantizer.output[0], [])
         name = next((reader.output[0] for reader in readers if reader.output[0] in self.outputs), name)
         self.tensors[name] = quantizer.output[0]
         # What the tensor's integers stand for is said by the nodes that read it.
         scale = (readers[0] if readers else quantizer).input[1]
-        return Layer(name, label or name, operation, inputs, float(self.constants[scale]))
+        return Layer(name, label, operation, inputs, float(self.constants[scale]))
 
     def _is_clamp_of(self, node: Any) -> bool:
         """Whether `node` is a clamp that runs as one with the operation before it: nothing is rounded between."""

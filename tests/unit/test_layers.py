@@ -12,6 +12,7 @@ import pytest
 import qdq
 from edge.errors import InputError
 from edge.samples import Sample
+from targets.graph_lint import Finding
 from targets.layers import hidden
 from targets.layers.comparison import MEAN_FEWEST, Measured, Tally, mark_made_by_taps
 from targets.layers.layer import Layer, on_grid
@@ -203,6 +204,59 @@ def test_what_a_right_tensor_is_computed_from_is_no_suspect(monkeypatch):
 def test_ancestors():
     before = hidden.ancestors(CHAIN)
     assert before["input"] == set() and before["c"] == {"input", "a", "side", "b"}
+
+
+# What is known already
+
+
+def test_findings_go_to_the_operations_of_the_artifact_at_fault(tmp_path, monkeypatch):
+    """By name, whatever a file calls it: the network's outputs go by their own, and modules stand before others."""
+    onnx = pytest.importorskip("onnx")
+    from targets.layers import known
+    from targets.layers.onnx_taps import OnnxFile
+
+    onnx.save(qdq.reduce_max(), tmp_path / "model.onnx")
+    file = OnnxFile(tmp_path / "model.onnx")
+
+    def findings(_model, target):
+        return [Finding(f"module/{name}", target, "", "") for name in ("peak", "mask_logits")]
+
+    monkeypatch.setattr(known, "onnx_findings", findings)
+    sides = [
+        SimpleNamespace(name=name, file=read, artifact=SimpleNamespace(target=target))
+        for name, read, target in (
+            ("one", SimpleNamespace(layers=()), "openvino"),
+            ("other", file, "onnx"),
+            ("twin", file, "onnx"),
+        )
+    ]
+    result = {
+        "departures": [
+            {"name": "peak", "artifacts": ["other", "twin"]},
+            {"name": "mask", "artifacts": ["one"]},
+            {"name": "peak", "artifacts": []},
+            {"name": "defect", "artifacts": ["one", "other"]},
+        ],
+        "hidden": [{"artifact": "one", "suspects": [{"name": "peak"}]}],
+    }
+    known.explain(result, sides)
+    (suspect,) = result["hidden"][0]["suspects"]
+    named = [*result["departures"], suspect]
+    patterns = [[finding["pattern"] for finding in entry["known"]] for entry in named]
+    assert patterns == [["onnx"], ["openvino"], [], [], ["openvino"]]
+
+
+def test_findings_of_a_flatbuffer_go_to_its_layers(monkeypatch):
+    from targets.layers import known
+    from targets.layers.tflite_taps import TfliteFile
+
+    file = TfliteFile.__new__(TfliteFile)
+    file.model, file.layers = None, (Layer("add_9", "decoder/add_9", "ADD", (), 0.1),)
+    monkeypatch.setattr(known, "tflite_findings", lambda _: [Finding("decoder/add_9", "sum", "", "")])
+    side = SimpleNamespace(name="edgetpu", file=file, artifact=SimpleNamespace(target="edgetpu"))
+    entry = {"name": "add_9", "artifacts": ["edgetpu"]}
+    known.explain({"departures": [entry], "hidden": []}, [side])
+    assert [finding["pattern"] for finding in entry["known"]] == ["sum"]
 
 
 # The verb's own parts
