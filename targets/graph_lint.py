@@ -24,6 +24,7 @@ INT32_LIMIT = 2**31
 # XNNPACK adds in fixed point with room for 8 bits between an input's step and the output's.
 XNNPACK_LARGEST_RATIO = 256
 _WHERE = "2026.4.1, x86-64 without AMX instructions"
+_SMALLEST_RANGE = "give a tensor that is as good as 0 the range 1/16, as quantize.ranges.SMALLEST_RANGE does."
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class _Onnx:
         read = [name for n in self.nodes if n.op_type != "DequantizeLinear" for name in n.input]
         read += [entry.name for entry in model.graph.output]
         self.readers = Counter(self.quantized(name) or name for name in read)
+        convolved = [node.input[0] for node in self.nodes if node.op_type == "Conv"]
+        self.convolved = {self.quantized(name) or name for name in convolved}
 
     def of(self, *kinds: str) -> Iterator[Any]:
         """The operations of these types that read an int8 tensor."""
@@ -83,6 +86,12 @@ class _Onnx:
         if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] in self.constants:
             return None
         return str(maker.input[0])
+
+    def is_convolved(self, node: Any) -> bool:
+        """Whether a convolution reads the operation's answer, quantized or not."""
+        answer = node.output[0]
+        quantizers = (n for n in self.nodes if n.op_type == "QuantizeLinear" and n.input[0] == answer)
+        return not self.convolved.isdisjoint([answer, *(quantizer.output[0] for quantizer in quantizers)])
 
     def scale(self, tensor: str) -> Any:
         """Scale, or scales of the channels, of a dequantized tensor."""
@@ -104,23 +113,25 @@ def _second_reader(graph: _Onnx) -> Iterator[Finding]:
 
 def _minimum(graph: _Onnx) -> Iterator[Finding]:
     for node in graph.of("ReduceMin"):
-        yield Finding(
-            operation_name(node),
-            "int8 ReduceMin",
-            f"OpenVINO's int8 minimum over a map was 34 steps off ({_WHERE}).",
-            "take the maximum of the negated map with a chain of max pools.",
-        )
+        if graph.is_convolved(node):
+            yield Finding(
+                operation_name(node),
+                "int8 ReduceMin that a convolution reads",
+                f"OpenVINO's int8 minimum over a map was 34 steps off ({_WHERE}).",
+                "take the maximum of the negated map with a chain of max pools.",
+            )
 
 
 def _concatenation(graph: _Onnx) -> Iterator[Finding]:
     for node in graph.of("Concat"):
-        yield Finding(
-            operation_name(node),
-            "int8 Concat",
-            f"OpenVINO rounds its values to a grid that is many times coarser ({_WHERE}): 27 steps off in"
-            " front of a convolution; and it forces one scale on all that it joins.",
-            "one convolution for each tensor and a sum: the same linear map.",
-        )
+        if graph.is_convolved(node):
+            yield Finding(
+                operation_name(node),
+                "int8 Concat that a convolution reads",
+                f"OpenVINO rounds its values to a grid that is many times coarser ({_WHERE}): 27 steps off where it"
+                " was measured; and it forces one scale on all that it joins.",
+                "write one convolution for each tensor and a sum: the same linear map.",
+            )
 
 
 def _counted_padding(graph: _Onnx) -> Iterator[Finding]:
@@ -133,7 +144,7 @@ def _counted_padding(graph: _Onnx) -> Iterator[Finding]:
                 operation_name(node),
                 "int8 AveragePool that counts its padding, whose input has a second reader",
                 f"OpenVINO pads with its shifted zero point ({_WHERE}): 69 steps off at the edge.",
-                "a depthwise convolution of constant weights.",
+                "write a depthwise convolution of constant weights.",
             )
 
 
@@ -151,7 +162,7 @@ def _float_bias(graph: _Onnx) -> Iterator[Finding]:
                 f"a bias of {counts.max():.3g} steps of input times weight",
                 "onnxruntime (1.31.1) turns biases into int32, where this one does not fit: 96 steps off where it was"
                 " measured.",
-                "a tensor that is as good as 0 gets the range 1/16 (quantize.ranges.SMALLEST_RANGE).",
+                _SMALLEST_RANGE,
             )
 
 
@@ -199,7 +210,7 @@ def tflite_findings(model: Any) -> list[Finding]:
                         name,
                         f"sums of products and bias of up to {largest:.3g}",
                         "TFLite's kernels add in int32 and wrap around: 254 steps off where it was measured.",
-                        "a tensor that is as good as 0 gets the range 1/16 (quantize.ranges.SMALLEST_RANGE).",
+                        _SMALLEST_RANGE,
                     )
                 )
     return found

@@ -26,7 +26,7 @@ WRONG_STEPS, RIGHT_STEPS = 8, 2
 
 @pytest.fixture(scope="module")
 def measured():
-    """Fault -> (steps off, steps off with the remedy), with the instructions of a processor without AMX."""
+    """What `tests/qdq.py` says of steps off, with the instructions of a processor without AMX."""
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -44,7 +44,7 @@ def measured():
 @pytest.mark.parametrize("name", qdq.KNOWN_FAULTS)
 def test_openvino_is_wrong_with_the_pattern_and_right_with_the_remedy(name, measured):
     """Fails when OpenVINO mends a fault: then its rule can go."""
-    wrong, right = measured[name]
+    wrong, right = measured["faults"][name]
     assert wrong > WRONG_STEPS
     assert right <= RIGHT_STEPS
 
@@ -59,8 +59,12 @@ def test_the_lint_names_the_pattern_and_passes_the_remedy(name):
     assert onnx_findings(fault, "onnx") == []  # onnxruntime computes all of them rightly
 
 
-def test_a_maximum_that_reads_alone_is_let_through():
-    assert onnx_findings(qdq.reduce_max(second_reader=False), "openvino") == []
+@pytest.mark.parametrize("name", qdq.LET_THROUGH)
+def test_the_same_operation_is_let_through_where_it_is_right(name, measured):
+    model = qdq.LET_THROUGH[name]()
+    assert name in {node.op_type for node in model.graph.node}
+    assert measured["let_through"][name] <= RIGHT_STEPS
+    assert onnx_findings(model, "openvino") == []
 
 
 # onnxruntime

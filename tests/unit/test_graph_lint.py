@@ -89,6 +89,15 @@ def test_readers_are_counted_through_every_dequantize_and_outputs_read_too():
     assert len(maximum_beside("output")) == 1
 
 
+def test_a_convolution_need_not_read_through_a_quantize():
+    graph = qdq.Graph()
+    joined = graph.node("Concat", [graph.features("one"), graph.features("other")], "joined", axis=1)
+    graph.output(graph.convolution(joined, "mask_logits", (1, 16, 1, 1)), "mask")
+    graph.score(graph.features("others"))
+    (finding,) = onnx_findings(graph.model(), "openvino")
+    assert finding.operation == "module/joined"
+
+
 def test_a_float_graph_has_no_known_faults():
     from onnx import TensorProto, helper
 
