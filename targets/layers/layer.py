@@ -11,10 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.backend import find_backend
 from edge.errors import InputError
 
 # Values of one tensor in steps of its grid, [N, C, H, W] or [N, n]: whole numbers where the runtime quantized it.
@@ -84,6 +86,19 @@ class LoweredFile(ABC):
         return None
 
 
+def sdk(backend: str) -> Any:
+    """The SDK of a backend.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    found = find_backend(backend)
+    try:
+        return found.sdk()
+    except ImportError as exc:
+        raise found.unavailable("its SDK is not installed", got=exc) from exc
+
+
 def on_grid(values: Steps) -> npt.NDArray[np.int8]:
     """The int8 tensor that `values` are; what lies beside or outside the grid goes to its nearest point."""
     return np.clip(np.rint(values), QMIN, QMAX).astype(np.int8)
@@ -91,8 +106,9 @@ def on_grid(values: Steps) -> npt.NDArray[np.int8]:
 
 def apart(a: Steps, b: Steps) -> Steps:
     """How far two tensors of one shape lie apart, value by value; what is not a number is infinitely far."""
-    away = np.abs(a - b)
-    return np.where(np.isnan(away), np.float32(np.inf), away)
+    away: Steps = np.abs(a - b)
+    away[np.isnan(away)] = np.inf
+    return away
 
 
 def unreadable(path: Path, reason: str) -> InputError:

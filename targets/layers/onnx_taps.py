@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.backend import find_backend
-from targets.layers.layer import INPUT, Layer, LoweredFile, Replay, Steps, on_grid, unreadable
+from targets.layers.layer import INPUT, Layer, LoweredFile, Replay, Steps, on_grid, sdk, unreadable
 from targets.onnx_writer import operation_name
 
 _CLAMPS = ("Clip", "Relu")
@@ -128,11 +127,7 @@ class _OnnxReplay(Replay):
         import onnx
         from onnx import TensorProto, helper
 
-        backend = find_backend("onnx")
-        try:
-            ort = backend.sdk()
-        except ImportError as exc:
-            raise backend.unavailable("its SDK is not installed", got=exc) from exc
+        ort = sdk("onnx")
         model = onnx.ModelProto()
         model.CopyFrom(file.model)
         graph, layers = model.graph, {layer.name: layer for layer in file.layers}

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.backend import find_backend
-from targets.layers.layer import Layer, LoweredFile, unreadable
+from targets.layers.layer import Layer, LoweredFile, sdk, unreadable
 
 # What stands between an operation and its quantize, and between that and the dequantized tensor.
 _BEFORE = ("Maximum", "Minimum", "Clamp", "Relu", "Convert", "Subtract", "Multiply")
@@ -29,11 +28,7 @@ class OpenVinoFile(LoweredFile):
     """
 
     def __init__(self, path: Path) -> None:
-        backend = find_backend("openvino")
-        try:
-            self.ov: Any = backend.sdk()
-        except ImportError as exc:
-            raise backend.unavailable("its SDK is not installed", got=exc) from exc
+        self.ov = sdk("openvino")
         self.path = path
         self.model = self._load()
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edge.backend import find_backend
 from targets.errors import UnsupportedOpError
-from targets.layers.layer import INPUT, Layer, LoweredFile, Replay, Steps, on_grid, unreadable
+from targets.layers.layer import INPUT, Layer, LoweredFile, Replay, Steps, on_grid, sdk, unreadable
 from targets.tflite_file import operations, read
 from targets.tflite_writer import pack
 
@@ -84,11 +83,7 @@ class TfliteFile(LoweredFile):
 
 class _TfliteReplay(Replay):
     def __init__(self, file: TfliteFile) -> None:
-        backend = find_backend("litert")
-        try:
-            sdk = backend.sdk()
-        except ImportError as exc:
-            raise backend.unavailable("its SDK is not installed", got=exc) from exc
+        litert = sdk("litert")
         model = copy.deepcopy(file.model)
         graph = model.subgraphs[0]
         given = {}
@@ -105,8 +100,8 @@ class _TfliteReplay(Replay):
         graph.outputs = [file.indices[name] for name in made]
         for name in made:
             graph.tensors[file.indices[name]].name = name.encode()
-        self.interpreter: Any = sdk.Interpreter(
-            model_content=pack(model), experimental_op_resolver_type=sdk.OpResolverType.BUILTIN_REF
+        self.interpreter: Any = litert.Interpreter(
+            model_content=pack(model), experimental_op_resolver_type=litert.OpResolverType.BUILTIN_REF
         )
         self.interpreter.allocate_tensors()
         self.given = [
