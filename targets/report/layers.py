@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edge.folders import write_atomically
-from targets.layers.verb import verdict
-from targets.report import FOLDER
-from targets.report.text import STAND_IN, number, where
+from targets.layers.verdict import verdict
+from targets.report.page import write_page
 
 
 def write_layers(
@@ -22,30 +20,18 @@ def write_layers(
         data: the data set's name, for the heading.
         written: the date on the page; now when None.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, where=where)
     suspects = {one["name"] for hidden in result["hidden"] for one in hidden["suspects"]}
     farthest = max(
         (error["max"] for row in result["layers"] for error in row["error"] if error["max"] != float("inf")),
         default=0.0,
     )
-    html = environment.get_template("layers.html").render(
+    write_page(
+        path,
+        "layers.html",
+        written,
         result=result,
         sentences=verdict(result),
         suspects=suspects,
         scale=max(farthest, result["tolerance_steps"]),
         data=data,
-        stand_in=STAND_IN,
-        written=(written or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
-        css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
     )
-    write_atomically(path, html.encode("utf-8", "replace"))

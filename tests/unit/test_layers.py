@@ -16,7 +16,8 @@ from targets.graph_lint import Finding
 from targets.layers import hidden
 from targets.layers.comparison import MEAN_FEWEST, Measured, Tally, mark_made_by_taps
 from targets.layers.layer import Layer, on_grid
-from targets.layers.verb import spread, text
+from targets.layers.verb import spread
+from targets.layers.verdict import text
 
 
 def _tally(*differences, tolerance=2.0):
