@@ -152,10 +152,13 @@ def _configure_parity(parser: ArgumentParser) -> None:
 
 
 def _parity(arguments: Namespace) -> Outcome:
-    from targets.layers.verb import run_layers
+    from targets.layers.verb import refuse_options, run_layers
     from targets.parity import run_parity
 
-    return run_layers(arguments) if arguments.layers else run_parity(arguments)
+    if arguments.layers:
+        return run_layers(arguments)
+    refuse_options(arguments)
+    return run_parity(arguments)
 
 
 def _configure_demo(parser: ArgumentParser) -> None:

@@ -72,7 +72,10 @@ def open_sides(paths: Sequence[Path]) -> Iterator[tuple[Side, Side]]:
     """
     if len(paths) != 2:
         raise InputError(
-            "layers are compared between two artifacts", wanted="two artifact folders", got=f"{len(paths)}"
+            "layers are compared between two artifacts",
+            wanted="two artifact folders",
+            got=f"{len(paths)}",
+            next_step="name the folders of one RUN's exports for two targets",
         )
     artifacts = [_artifact(path) for path in paths]
     _refuse_other_grid(*zip(names(paths), artifacts))

@@ -426,6 +426,8 @@ def test_what_cannot_be_tapped_is_refused(artifacts, damaged, data, capsys):
     ("options", "says"),
     [
         (("--reference", "run"), "without full precision"),
+        (("--max-flips", "0.1"), "a budget is about verdicts"),
+        (("--max-new-misses", "0"), "a budget is about verdicts"),
         (("--samples", "0"), "leave nothing to judge by"),
         (("--tolerance", "0.5"), "leave nothing to judge by"),
         (("--tolerance", "nan"), "leave nothing to judge by"),
@@ -450,3 +452,7 @@ def test_parity_against_full_precision_still_asks_for_its_reference(artifacts, d
     assert "--reference is missing" in capsys.readouterr().err
     assert cli.main([*map(str, words), "--reference", str(artifacts / "run")]) == 2
     assert "--out is missing" in capsys.readouterr().err
+    words += ["--reference", artifacts / "run", "--out", tmp_path / "p"]
+    for option in ("--samples", "--tolerance"):
+        assert cli.main([*map(str, words), option, "4"]) == 2
+        assert f"{option} is an option of --layers" in capsys.readouterr().err
