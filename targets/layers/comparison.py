@@ -9,7 +9,7 @@ file (`Replay`), and its answer is compared with what the first runtime made of 
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -128,9 +128,9 @@ def compare_layers(
         mark_made_by_taps(departed, moved)
     hidden = []
     if not departed:
+        limits = {name: max(OUTPUT_STEPS, 2 * noise[name]) for name in OUTPUTS}
         for i, side in enumerate(sides):
-            limits = {name: max(OUTPUT_STEPS, 2 * noise[name]) for name in OUTPUTS}
-            if any(shifts[i][name] > limits[name] for name in OUTPUTS):
+            if ships_a_fault(shifts[i], gap, limits):
                 found = search(
                     side, layers, steps[i], tiles, (plain[i], tapped[i]), limits,
                     {row.layer.name: row.drift.mean for row in rows},
@@ -269,6 +269,17 @@ def _departure(row: Measured, sides: tuple[Side, Side]) -> dict[str, Any]:
         "error": [tally.facts() for tally in row.errors],
         "only_tapped": False,
     }
+
+
+def ships_a_fault(shift: Mapping[str, float], gap: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    """Whether a program that is right when tapped is not as it ships: far from both its twin and the other program.
+
+    Taps alone move the answers of right programs nearly as far as the limits, but not away from each other.
+
+    Args:
+        shift, gap: by output, the distance to the tapped twin and to the other program as that ships.
+    """
+    return any(min(shift[name], gap[name]) > limits[name] for name in OUTPUTS)
 
 
 def mark_made_by_taps(departed: Sequence[dict[str, Any]], moved: Container[str]) -> None:

@@ -14,7 +14,7 @@ from edge.errors import InputError
 from edge.samples import Sample
 from targets.graph_lint import Finding
 from targets.layers import hidden
-from targets.layers.comparison import MEAN_FEWEST, Measured, Tally, mark_made_by_taps
+from targets.layers.comparison import MEAN_FEWEST, Measured, Tally, mark_made_by_taps, ships_a_fault
 from targets.layers.layer import Layer, on_grid
 from targets.layers.verb import spread
 from targets.layers.verdict import text
@@ -77,6 +77,15 @@ def test_a_departure_that_only_a_tap_makes(artifacts, steps, only_tapped):
     entry = {"artifacts": artifacts, "steps": steps, "only_tapped": False}
     mark_made_by_taps([entry], {"one"})
     assert entry["only_tapped"] == only_tapped
+
+
+@pytest.mark.parametrize(
+    ("shift", "gap", "ships"),
+    [((0, 40), (0, 40), True), ((0, 14), (0, 4), False), ((0, 4), (0, 40), False), ((40, 0), (0, 40), False)],
+)
+def test_a_program_ships_a_fault_when_it_is_far_from_its_twin_and_from_the_other(shift, gap, ships):
+    by_output = [dict(zip(("defect", "mask"), distances)) for distances in (shift, gap, (12, 12))]
+    assert ships_a_fault(*by_output) == ships
 
 
 def test_values_beside_the_grid_go_to_its_nearest_point():
