@@ -19,6 +19,7 @@ import qdq  # noqa: E402
 from targets.graph_lint import onnx_findings, tflite_findings  # noqa: E402
 from targets.onnx_writer import operation_name  # noqa: E402
 from targets.tflite_file import read  # noqa: E402
+from tflite_files import TfliteFile  # noqa: E402
 
 # Faults are off by 10 steps and more; right programs of six operations by 2 at most.
 WRONG_STEPS, RIGHT_STEPS = 8, 2
@@ -107,43 +108,6 @@ def test_onnxruntime_overflows_a_bias_that_int32_does_not_hold(step, wrong):
 # TFLite
 
 
-def _tflite(operator, tensors, inputs):
-    """A flatbuffer of one operation: (name, version, options' name, options), tensor name -> (shape, steps, data)."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    from targets.tflite_writer import pack
-
-    kind, version, options, fields = operator
-    model, graph = schema.ModelT(), schema.SubGraphT()
-    model.buffers, graph.tensors = [schema.BufferT()], []
-    for name, (shape, steps, data) in tensors.items():
-        tensor = schema.TensorT()
-        tensor.name, tensor.shape, tensor.buffer = name.encode(), list(shape), 0
-        whole = data is not None and data.dtype == np.int32
-        tensor.type = schema.TensorType.INT32 if whole else schema.TensorType.INT8
-        tensor.quantization = schema.QuantizationParametersT()
-        tensor.quantization.scale = np.asarray(steps, np.float32)
-        tensor.quantization.zeroPoint = np.zeros(len(steps), np.int64)
-        if data is not None:
-            buffer = schema.BufferT()
-            buffer.data = np.frombuffer(data.tobytes(), np.uint8)
-            model.buffers.append(buffer)
-            tensor.buffer = len(model.buffers) - 1
-        graph.tensors.append(tensor)
-    code, made = schema.OperatorCodeT(), schema.OperatorT()
-    code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, kind)
-    code.version = version
-    made.opcodeIndex, made.inputs, made.outputs = 0, list(range(len(tensors) - 1)), [len(tensors) - 1]
-    made.builtinOptionsType = getattr(schema.BuiltinOptions, options)
-    made.builtinOptions = getattr(schema, f"{options}T")()
-    for field, value in fields.items():
-        setattr(made.builtinOptions, field, value)
-    graph.operators, model.operatorCodes, graph.name = [made], [code], b"main"
-    graph.inputs, graph.outputs = list(range(inputs)), made.outputs
-    model.subgraphs, model.version = [graph], 3
-    return pack(model)
-
-
 def _run(payload, *feeds):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -160,12 +124,13 @@ def test_xnnpack_adds_wrongly_when_the_output_s_steps_are_far_finer(ratio, wrong
     pytest.importorskip("ai_edge_litert")
     random = np.random.default_rng(0)
     a, b = (random.integers(-128, 128, (1, 8, 8, 4)).astype(np.int8) for _ in range(2))
-    shape = (1, 8, 8, 4)
-    tensors = {"a": (shape, [1], None), "b": (shape, [1], None), "sum": (shape, [1 / ratio], None)}
-    payload = _tflite(("ADD", 2, "AddOptions", {}), tensors, 2)
+    file = TfliteFile()
+    terms = [file.source(*a.shape, scale=1), file.source(*b.shape, scale=1)]
+    file.operation("ADD", terms, file.tensor(*a.shape, scale=1 / ratio), "AddOptions", version=2)
+    payload = file.bytes()
     right = np.clip(np.rint((a.astype(float) + b) * ratio), -128, 127)
     assert (np.abs(_run(payload, a, b) - right).max() > WRONG_STEPS) == wrong
-    assert [finding.operation for finding in tflite_findings(read(payload))] == ["sum"] * wrong
+    assert [finding.operation for finding in tflite_findings(read(payload))] == ["t2"] * wrong
 
 
 @pytest.mark.parametrize(("bias", "wrong"), [(2**31 - 1, True), (2**31 - 4 * 127 * 128 - 1, False)])
@@ -174,14 +139,15 @@ def test_tflite_wraps_around_in_the_sum_of_products_and_bias(bias, wrong):
     pytest.importorskip("ai_edge_litert")
     pixels = np.full((1, 8, 8, 4), 127, np.int8)
     step = 2.0**-10
-    output = (bias + 4 * 127 * 127) * step * step / 100
-    tensors = {
-        "pixels": (pixels.shape, [step], None),
-        "weight": ((4, 1, 1, 4), [step] * 4, np.full((4, 1, 1, 4), 127, np.int8)),
-        "bias": ((4,), [step * step] * 4, np.full(4, bias, np.int32)),
-        "logits": (pixels.shape, [output], None),
-    }
+    file = TfliteFile()
+    operands = [
+        file.source(*pixels.shape, scale=step),
+        file.constant(np.full((4, 1, 1, 4), 127), "INT8", step),
+        file.constant(np.full(4, bias), "INT32", step * step),
+    ]
+    logits = file.tensor(*pixels.shape, scale=(bias + 4 * 127 * 127) * step * step / 100)
     fields = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1, "padding": 1}
-    payload = _tflite(("CONV_2D", 3, "Conv2DOptions", fields), tensors, 1)
+    file.operation("CONV_2D", operands, logits, "Conv2DOptions", version=3, **fields)
+    payload = file.bytes()
     assert (np.abs(_run(payload, pixels) - 100).max() > WRONG_STEPS) == wrong
-    assert [finding.operation for finding in tflite_findings(read(payload))] == ["logits"] * wrong
+    assert [finding.operation for finding in tflite_findings(read(payload))] == ["t3"] * wrong
