@@ -39,9 +39,10 @@ class TfliteFile(LoweredFile):
         layers = [Layer(INPUT, INPUT, "input", (), self._step(self.graph.inputs[0]))]
         self.indices[INPUT] = self.graph.inputs[0]
         for operator, kind in zip(self.graph.operators, operations(self.model)):
-            if kind == "?" or len(operator.outputs) != 1:
+            if kind in ("?", "CUSTOM") or len(operator.outputs) != 1:
                 raise unreadable(
-                    self.path, "an operation of the Edge TPU compiler's, which shows nothing inside"
+                    self.path,
+                    "a custom operation, as the Edge TPU compiler writes it, which shows nothing inside",
                 )
             output = operator.outputs[0]
             sources = tuple(names[index] for index in operator.inputs if index in names)

@@ -289,7 +289,7 @@ def test_what_cannot_be_tapped_is_refused(artifacts, damaged, data, capsys):
         path.write_bytes(pack(model))
 
     file = damaged("edgetpu", compiled)
-    _refused(capsys, file, artifacts / "onnx", data=data, says="edgetpu")
+    _refused(capsys, file, artifacts / "onnx", data=data, says="does not run on the CPU")
 
     def twin(folder):
         manifest = json.loads((folder / "manifest.json").read_text())

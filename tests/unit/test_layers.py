@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import qdq
+import tflite_files
 from edge.errors import InputError
 from edge.samples import Sample
 from targets.graph_lint import Finding
@@ -137,6 +138,18 @@ def test_files_in_which_nothing_can_be_tapped_are_refused(tmp_path):
         (tmp_path / name).write_bytes(b"not a network")
         with pytest.raises(InputError, match="nothing can be tapped"):
             kind(tmp_path / name)
+
+
+def test_a_file_of_the_edge_tpu_compiler_shows_nothing_inside(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    from targets.layers.tflite_taps import TfliteFile
+
+    made = tflite_files.TfliteFile()
+    made.operation("edgetpu-custom-op", [made.source(1, 8, 8, 1)], made.tensor(1, 8, 8, 1))
+    (tmp_path / "model.tflite").write_bytes(made.bytes())
+    with pytest.raises(InputError) as caught:
+        TfliteFile(tmp_path / "model.tflite")
+    assert "compiler" in str(caught.value)
 
 
 def test_a_float_graph_has_no_steps_to_count_in(tmp_path):
