@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,11 +214,17 @@ def test_a_fault_that_only_a_tap_brings_out_is_told_apart(tmp_path):
 
 
 def test_a_convolution_that_saturates_without_vnni_is_named(tmp_path):
-    code, result = _on_processor(qdq.saturating(), tmp_path / "old", qdq.WITHOUT_VNNI)
+    code, result = _on_processor(qdq.saturating(), tmp_path, qdq.WITHOUT_VNNI)
     first = result["first"]
     assert code == 3 and first["artifacts"] == ["openvino"] and first["known"] == []
     assert (first["name"], first["operation"], first["inputs"]) == ("mask", "Conv", ["bright"])
-    code, result = _on_processor(qdq.saturating(), tmp_path / "new", qdq.WITHOUT_AMX)
+
+
+def test_the_same_convolution_is_right_with_vnni(tmp_path):
+    processor = Path("/proc/cpuinfo")
+    if processor.is_file() and "vnni" not in processor.read_text():
+        pytest.skip("this processor has no VNNI, and a variable does not give it any")
+    code, result = _on_processor(qdq.saturating(), tmp_path, qdq.WITHOUT_AMX)
     assert code == 0 and result["departures"] == []
 
 
