@@ -236,12 +236,14 @@ def joined_maxima() -> Any:
     return graph.model()
 
 
-def average_pool(kind: str = "AveragePool", *, second_reader: bool = True) -> Any:
+def average_pool(
+    kind: str = "AveragePool", *, second_reader: bool = True, padding: int = 1, counted: int = 1
+) -> Any:
     """Neighbourhood means that count the padding; the remedy: a depthwise convolution of constant weights."""
     graph = Graph()
     features = graph.features("features")
     if kind == "AveragePool":
-        window = {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1}
+        window = {"kernel_shape": [3, 3], "pads": [padding] * 4, "count_include_pad": counted}
         means = graph.node("AveragePool", [features], "means", **window)
     else:
         means = graph.convolution(features, "means", (), np.full((8, 1, 3, 3), 1 / 9), group=8)
@@ -258,13 +260,15 @@ KNOWN_FAULTS = {
     "Concat": (lambda: concatenation("Concat"), lambda: concatenation("sum")),
     "AveragePool": (lambda: average_pool("AveragePool"), lambda: average_pool("convolution")),
 }
-# The same operations where OpenVINO computes them rightly.
+# The same operations, each the first word, where OpenVINO computes them rightly.
 LET_THROUGH = {
     "ReduceMax": lambda: reduce_max("ReduceMax", second_reader=False),
     "GlobalMaxPool": lambda: reduce_max("GlobalMaxPool", second_reader=False),
     "ReduceMin": lambda: reduce_min(reader="Gemm"),
     "Concat": joined_maxima,
     "AveragePool": lambda: average_pool(second_reader=False),
+    "AveragePool that does not count its padding": lambda: average_pool(counted=0),
+    "AveragePool without padding": lambda: average_pool(padding=0),
 }
 
 

@@ -63,7 +63,7 @@ def test_the_lint_names_the_pattern_and_passes_the_remedy(name):
 @pytest.mark.parametrize("name", qdq.LET_THROUGH)
 def test_the_same_operation_is_let_through_where_it_is_right(name, measured):
     model = qdq.LET_THROUGH[name]()
-    assert name in {node.op_type for node in model.graph.node}
+    assert name.split()[0] in {node.op_type for node in model.graph.node}
     assert measured["let_through"][name] <= RIGHT_STEPS
     assert onnx_findings(model, "openvino") == []
 
