@@ -77,12 +77,18 @@ class Tally:
 
 @dataclass
 class Measured:
-    """One layer: how far each side is from the replay on its own inputs, and how far the two sides drift apart."""
+    """One layer: how far each side is from the replay on its own inputs, and how far the two sides drift apart.
+
+    Attributes:
+        fed: by side, whether the replay can be given its inputs as they are. Values on another file's steps lie
+            beside the replay's grid and are rounded to it, which is no fault of the operation that reads them.
+    """
 
     layer: Layer
     steps: tuple[float | None, float | None]
     errors: tuple[Tally, Tally]
     drift: Tally
+    fed: tuple[bool, bool] = (True, True)
 
     @property
     def other_step(self) -> bool:
@@ -94,7 +100,9 @@ class Measured:
     def off(self) -> tuple[bool, bool]:
         """Which side makes something else of its own inputs than the replay does."""
         exact = self.layer.name == INPUT  # nothing is rounded on the way to it
-        one, other = (tally.departs or (exact and tally.max > 0) for tally in self.errors)
+        one, other = (
+            fed and (tally.departs or (exact and tally.max > 0)) for fed, tally in zip(self.fed, self.errors)
+        )
         return one, other
 
     @property
@@ -224,6 +232,7 @@ def _measure(
             (steps[0].get(layer.name), steps[1].get(layer.name)),
             (Tally(tolerance), Tally(tolerance)),
             Tally(tolerance),
+            (_same_grid(layer, layers, steps[0]), _same_grid(layer, layers, steps[1])),
         )
         for layer in layers
     ]
@@ -248,6 +257,15 @@ def _measure(
             for row in rows:
                 row.drift.add(values[0][row.layer.name], values[1][row.layer.name])
     return rows, answers
+
+
+def _same_grid(layer: Layer, layers: Sequence[Layer], steps: Mapping[str, float]) -> bool:
+    """Whether a file, whose `steps` these are, quantizes what an operation reads as the replay's does."""
+    return all(
+        not source.quantized or steps[source.name] == source.step
+        for source in layers
+        if source.name in layer.inputs
+    )
 
 
 def _distance(a: Answers, b: Answers) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,11 @@ def test_the_input_is_compared_exactly_and_steps_have_to_be_equal():
     assert not _row("conv", (1.0, 0.0)).departs
     assert _row("input", (0.0, 1.0)).departs and _row("input", (0.0, 1.0)).off == (False, True)
     assert _row("conv", steps=(0.1, 0.15)).departs and _row("conv", steps=(0.1, 0.15)).off == (False, False)
+    assert replace(_row("conv", (0.0, 3.0)), fed=(False, True)).off == (False, True)
+    assert replace(_row("conv", (0.0, 3.0)), fed=(True, False)).off == (
+        False,
+        False,
+    )  # its inputs were rounded
     unquantized = Layer("raw", "raw", "Concat", (), 0.1, quantized=False)
     assert not Measured(unquantized, (0.1, 0.15), (_tally(0), _tally(0)), _tally(0)).departs
 
