@@ -290,7 +290,8 @@ def check_fit(session: Session, artifact: Artifact) -> None:
     shapes = {spec.name: spec.shape for spec in session.outputs}
     mask = shapes.get("mask", ())
     channel = mask[3 if artifact.input.layout == "nhwc" else 1] if len(mask) == 4 else 0
-    if set(shapes) != {"defect", "mask"} or math.prod(shapes["defect"]) != 1 or channel != 1 or mask[0] != 1:
+    named = set(artifact.output_names)
+    if set(shapes) != named or math.prod(shapes["defect"]) != 1 or channel != 1 or mask[0] != 1:
         raise IncompatibleArtifactError(
             f"the outputs of {artifact.model_file} are not the ones of the contract",
             wanted="defect (1, 1) and mask, batch 1 and one channel",
@@ -300,13 +301,13 @@ def check_fit(session: Session, artifact: Artifact) -> None:
 
 
 def output_indices(names: Sequence[Collection[str]], artifact: Artifact) -> dict[str, int]:
-    """Find `defect` and `mask` among the file's outputs.
+    """Find the outputs that the artifact names among the file's: `defect`, `mask`, and whatever is tapped.
 
     Args:
         names: for each output of the file, in its order, the names that the SDK knows it by.
 
     Returns:
-        {"defect": index, "mask": index}
+        {"defect": index, "mask": index, ...}
 
     Raises:
         IncompatibleArtifactError: a name of the manifest is not among them.

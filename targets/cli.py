@@ -144,14 +144,20 @@ def _ask_compiler(file: Path, program: str, report: Report) -> tuple[dict[str, A
 
 
 def _configure_parity(parser: ArgumentParser) -> None:
+    from targets.layers.verb import configure_layers
     from targets.parity import configure_parity
 
     configure_parity(parser)
+    configure_layers(parser)
 
 
 def _parity(arguments: Namespace) -> Outcome:
+    from targets.layers.verb import refuse_options, run_layers
     from targets.parity import run_parity
 
+    if arguments.layers:
+        return run_layers(arguments)
+    refuse_options(arguments)
     return run_parity(arguments)
 
 
@@ -173,5 +179,9 @@ def _demo(arguments: Namespace) -> Outcome:
 
 export = Command("lower a RUN for a device, and gate it on verdicts", _configure_export, _export)
 lint = Command("predict which operations of a TFLite file the Edge TPU runs", _configure_lint, _lint)
-parity = Command("compare artifacts with full precision, verdict by verdict", _configure_parity, _parity)
+parity = Command(
+    "compare artifacts with full precision, verdict by verdict, or with each other, layer by layer",
+    _configure_parity,
+    _parity,
+)
 demo = Command("the whole way on synthetic surfaces, from training to self-test", _configure_demo, _demo)

@@ -10,9 +10,10 @@ from typing import Any
 
 from targets import edgetpu_compiler, old_interpreter
 from targets.edgetpu_lint import Report, differences, lint_file
+from targets.graph_lint import refuse, tflite_findings
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
 from targets.profile import Profile
-from targets.tflite_file import append_metadata, check_operations
+from targets.tflite_file import append_metadata, check_operations, read
 from targets.tflite_writer import tflite
 
 NAME = "edgetpu"
@@ -29,11 +30,14 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
 
     Raises:
         UnsupportedOpError: the network holds something that the Edge TPU does not run.
+        KnownFaultError: the file holds a pattern that TFLite's kernels are known to compute wrongly.
         CompilerError: the Edge TPU compiler is there and refuses the file.
     """
     check_precision(precision, sys.modules[__name__])
     path = folder / MODEL
-    path.write_bytes(tflite(network.grid.folded, ["input"], ["defect", "mask"]))
+    payload = tflite(network.grid.folded, ["input"], ["defect", "mask"])
+    refuse(tflite_findings(read(payload)), NAME)
+    path.write_bytes(payload)
     facts: dict[str, Any] = {"operations": check_operations(path)}
     needed = needed_bytes(network, precision, path.stat().st_size)
     profile.refuse_larger(needed)

@@ -2,7 +2,7 @@
 
 ```
 EdgeError
-  TargetError: UnsupportedOpError, CompilerError, ParityError
+  TargetError: UnsupportedOpError, CompilerError, ParityError, KnownFaultError
 ```
 """
 
@@ -29,5 +29,11 @@ class CompilerError(TargetError):
 
 class ParityError(TargetError):
     """The artifact was measured and differs from full precision by more than its budget."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class KnownFaultError(TargetError):
+    """The lowered graph holds a pattern that is known to go wrong on its target."""
 
     exit_code: ClassVar[int] = 3

@@ -20,7 +20,7 @@ from targets.errors import TargetError
 from targets.profile import Profile
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, fx, nn
 
     from quantize.grid import CalibratedGrid
 
@@ -140,6 +140,17 @@ class Target(Protocol):
 def outputs(network: Network) -> dict[str, dict[str, Any]]:
     """The manifest's `outputs`: every target keeps the names."""
     return {"defect": {"name": "defect"}, "mask": {"name": "mask", "stride": network.mask_stride}}
+
+
+def origin(node: fx.Node) -> str:
+    """The grid's name of an operation with the module that made it before it: `sample.logit/conv2d_57`.
+
+    Every file calls the operation so: its last part is what `edgeqc parity --layers` finds it by.
+    """
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    path = path.removeprefix("L['self'].").removeprefix("L__self___")
+    return f"{path}/{node.name}" if path else str(node.name)
 
 
 def check_precision(precision: str, target: Any) -> None:

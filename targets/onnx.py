@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from targets.graph_lint import onnx_findings, refuse
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
 from targets.onnx_graph import NEWEST_OPSET, OLDEST_OPSET, onnx_model
 from targets.profile import Profile
@@ -30,9 +31,12 @@ def write_onnx(
 
     Raises:
         TargetError: the device reads no opset that we write, or has too little memory.
+        KnownFaultError: the graph holds a pattern that the target is known to compute wrongly.
     """
     opset = profile.onnx_opset(OLDEST_OPSET, NEWEST_OPSET)
-    payload = onnx_model(network, precision, opset).SerializeToString(deterministic=True)
+    model = onnx_model(network, precision, opset)
+    refuse(onnx_findings(model, profile.target), profile.target)
+    payload = model.SerializeToString(deterministic=True)
     needed = needed_bytes(network, precision, len(payload))
     profile.refuse_larger(needed)
     (folder / MODEL).write_bytes(payload)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import UnsupportedOpError
+from targets.lowering import origin
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +38,11 @@ def write_graph(
     return _Writer(module, opset, half).write(inputs, outputs)
 
 
+def operation_name(node: Any) -> str:
+    """What a node of such a file calls its operation: `targets.lowering.origin`'s name, without the type behind it."""
+    return str(node.name.rpartition("/")[0] or node.output[0])
+
+
 class _Writer:
     def __init__(self, module: fx.GraphModule, opset: int, half: bool) -> None:
         import torch
@@ -46,6 +52,7 @@ class _Writer:
         self.nodes: list[Any] = []
         self.constants: dict[str, npt.NDArray[Any]] = {}
         self.names: dict[fx.Node, str] = {}
+        self.origins: dict[str, str] = {}  # name of an operation -> with its module's
         aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
         self.handlers: dict[Any, Any] = {
             decomposed.quantize_per_tensor.default: self._quantize,
@@ -86,7 +93,7 @@ class _Writer:
                     self._output(value, name)
                     found.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, _shape(value)))
             elif node.target in self.handlers:
-                self.names[node] = node.name
+                self.names[node], self.origins[node.name] = node.name, origin(node)
                 self.handlers[node.target](node)
             elif node.users:
                 raise UnsupportedOpError(
@@ -107,7 +114,8 @@ class _Writer:
     def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
+        name = f"{self.origins.get(output, output)}/{kind}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
 
     def _constant(self, name: str, value: npt.NDArray[Any]) -> str:
         self.constants[name] = np.asarray(value, order="C")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from targets.graph_lint import onnx_findings, refuse
 from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
 from targets.onnx_graph import INPUT, onnx_model
 from targets.profile import Profile
@@ -22,6 +23,9 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
 
     fp16 stores float16 weights; they are computed in what the runtime is told, which is f32 unless the
     manifest says otherwise.
+
+    Raises:
+        KnownFaultError: the graph holds a pattern that OpenVINO is known to compute wrongly.
     """
     from edge.backend import find_backend
 
@@ -29,6 +33,7 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
 
     check_precision(precision, sys.modules[__name__])
     graph = onnx_model(network, "int8" if precision == "int8" else "fp32")
+    refuse(onnx_findings(graph, NAME), NAME)
     model = ov.Core().read_model(graph.SerializeToString())
     model = _take_frames(ov, model)
     model.set_friendly_name(network.name)

@@ -313,10 +313,12 @@ def load_or_produce(path: Path, samples: Sequence[Sample], *, stand_in: bool = T
 def configure_parity(parser: ArgumentParser) -> None:
     """The arguments of `edgeqc parity`."""
     parser.add_argument("artifact", type=Path, nargs="+", help="artifact folder, or predictions.npz")
-    parser.add_argument("--reference", type=Path, required=True, help="RUN folder, or its predictions.npz")
+    parser.add_argument(
+        "--reference", type=Path, help="RUN folder, or its predictions.npz (not with --layers)"
+    )
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--split", default="test", help="split to compare on (test)")
-    parser.add_argument("--out", type=Path, required=True, help="new folder for parity.json and report.html")
+    parser.add_argument("--out", type=Path, help="new folder for the results; --layers does without")
     configure_budget(parser)
 
 
@@ -325,6 +327,13 @@ def run_parity(arguments: Namespace) -> Outcome:
     from targets.report import write_report
     from targets.report.text import table
 
+    for option in ("reference", "out"):
+        if getattr(arguments, option) is None:
+            raise InputError(
+                f"--{option} is missing",
+                wanted="edgeqc parity ARTIFACT... --reference RUN --data D --out FOLDER",
+                next_step="give the RUN that the artifacts were exported from, or compare two with --layers",
+            )
     refuse_existing(arguments.out)
     budget = budget_from(arguments)
     samples = read_samples(arguments.data, arguments.split)

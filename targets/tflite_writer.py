@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import UnsupportedOpError
+from targets.lowering import origin
 
 if TYPE_CHECKING:
     from torch import fx
@@ -105,7 +106,7 @@ class _Writer:
                 self.values[node] = self.values[node.args[0]]
             elif node.target in self.handlers:
                 quantized = self._quantized(node)
-                self.values[quantized] = self._activation(node, quantized, _path(node))
+                self.values[quantized] = self._activation(node, quantized, origin(node))
                 self.handlers[node.target](node, self.values[quantized])
             elif node.op == "call_function" and node.target not in (
                 self.quantize,
@@ -230,7 +231,7 @@ class _Writer:
             incoming = self._padded(incoming, padding, node)
         # [O, I, kh, kw] -> [O, kh, kw, I]; depthwise [O, 1, kh, kw] -> [1, kh, kw, O]
         turned = values.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
-        name = _path(node)
+        name = origin(node)
         steps = self._scale(incoming) * scales
         operands = [
             incoming,
@@ -262,7 +263,7 @@ class _Writer:
     def _padded(self, source: int, padding: list[int], node: fx.Node) -> int:
         count, height, width, channels = self.tensors[source].shape
         shape = (count, height + 2 * padding[0], width + 2 * padding[1], channels)
-        output = self._tensor(f"{_path(node)}.pad", shape, "INT8", [float(self._scale(source))])
+        output = self._tensor(f"{origin(node)}.pad", shape, "INT8", [float(self._scale(source))])
         amounts = [[0, 0], [padding[0]] * 2, [padding[1]] * 2, [0, 0]]
         self._operator("PAD", [source, self._constant("pad", amounts)], output, "PadOptions")
         return output
@@ -352,11 +353,3 @@ def _defaults(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
 def _nhwc(node: fx.Node) -> tuple[int, ...]:
     shape = tuple(int(size) for size in node.meta["val"].shape)
     return (shape[0], shape[2], shape[3], shape[1]) if len(shape) == 4 else shape
-
-
-def _path(node: fx.Node) -> str:
-    """The module that made `node`, as `named_modules` calls it, else the node's own name."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    path = path.removeprefix("L['self'].").removeprefix("L__self___")
-    return f"{path}/{node.name}" if path else str(node.name)

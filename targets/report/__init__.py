@@ -7,12 +7,11 @@ phone. Every text from outside, sample names first of all, is escaped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from edge.folders import write_atomically
 from edge.images import read_image
 from edge.predictions import Predictions
 from edge.samples import Sample
@@ -21,9 +20,8 @@ from targets.gate import Budget
 from targets.parity import Candidate, align
 from targets.report import charts, pictures
 from targets.report.cases import Case, cases, worst
-from targets.report.text import STAND_IN, number, where
+from targets.report.page import write_page
 
-FOLDER = Path(__file__).parent
 SHOWN = 8
 
 
@@ -45,24 +43,16 @@ def write_report(
         shown: worst samples per artifact.
         written: the date on the page; now when None.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
     reference, aligned = align(reference, candidates, samples)
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, where=where, score=lambda value: number(value, "+.2f"))
     photographs: dict[int, dict[str, Any]] = {}
     sections = [
         _section(row, reference, candidate, samples, photographs, shown)
         for row, candidate in zip(result["artifacts"], aligned)
     ]
-    html = environment.get_template("report.html").render(
+    write_page(
+        path,
+        "report.html",
+        written,
         result=result,
         sections=sections,
         photographs=photographs,
@@ -71,12 +61,8 @@ def write_report(
         cross={(pair["a"], pair["b"]): pair for pair in result["cross"]},
         data=data,
         split=result.get("split"),
-        stand_in=STAND_IN,
         any_stand_in=any(row["stand_in"] for row in result["artifacts"]),
-        written=(written or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
-        css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
     )
-    write_atomically(path, html.encode("utf-8", "replace"))
 
 
 def _section(

@@ -27,6 +27,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 number(row["delta"]["f1"], "+.3f"), "yes" if row["passed"] else "NO",
             )
         )  # fmt: skip
+    return columns(cells)
+
+
+def columns(cells: Sequence[Sequence[str]]) -> str:
+    """Cells in columns as wide as they need; the first line is the heading."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
     return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])

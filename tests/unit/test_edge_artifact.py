@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 import tiny
 from edge import artifact as module
 from edge.artifact import MANIFEST, Artifact, write_manifest
-from edge.errors import DigestMismatchError, FormatVersionError, ManifestError
+from edge.backend import TensorSpec, check_fit
+from edge.errors import DigestMismatchError, FormatVersionError, IncompatibleArtifactError, ManifestError
 
 INPUT = {
     "width": 32,
@@ -37,6 +39,20 @@ def test_what_is_written_is_read(make_artifact):
     assert artifact.decision.threshold == 0.5
     assert artifact.output_names == {"defect": "defect", "mask": "mask"}
     assert {entry["path"] for entry in artifact.manifest["files"]} == {"model.xml", "model.bin", "gate.json"}
+
+
+def test_a_session_answers_what_its_artifact_names_and_no_more(make_artifact):
+    artifact = Artifact.open(make_artifact("onnx"))
+    specs = {name: TensorSpec(name, (1, 1), "float32") for name in ("defect", "tap")}
+    specs["mask"] = TensorSpec("mask", (1, 1, 8, 8), "float32")
+    session = SimpleNamespace(
+        inputs=(TensorSpec("input", artifact.input.shape, artifact.input.file_dtype),),
+        outputs=tuple(specs.values()),
+    )
+    with pytest.raises(IncompatibleArtifactError, match="not the ones of the contract"):
+        check_fit(session, artifact)
+    artifact.output_names["tap"] = "inside"  # as `edgeqc parity --layers` asks for it
+    check_fit(session, artifact)
 
 
 def test_unknown_fields_are_preserved(make_artifact):
