@@ -111,6 +111,12 @@ def _configure_train(parser: ArgumentParser) -> None:
         help="learn masks from the labels alone: no mask file is opened (stages in OUT.weak, docs/weak.md)",
     )
     parser.add_argument(
+        "--qat",
+        type=Path,
+        metavar="RUN0",
+        help="tune the integer grid of RUN0 so that it answers as RUN0 does (docs/quantization.md)",
+    )
+    parser.add_argument(
         "--synthetic-defects",
         type=_share,
         metavar="SHARE",
@@ -159,6 +165,41 @@ def _configure_train(parser: ArgumentParser) -> None:
     )
 
 
+def _run_qat(options: Namespace) -> Outcome:
+    from edge.errors import InputError
+    from quantize.qat_job import QatConfig, train_qat
+
+    fixed = {
+        "--weak": options.weak,
+        "--from-scratch": options.from_scratch,
+        "--pretrained": options.pretrained,
+        "--channels": options.channels,
+        "--input-size": options.input_size,
+        "--sample-gradient": options.sample_gradient,
+        "--balance": options.balance,
+        "--synthetic-defects": options.synthetic_defects,
+        "--devices": options.devices,
+        "--precision": options.precision,
+    }
+    if given := [name for name, value in fixed.items() if value]:
+        raise InputError(
+            f"{', '.join(given)}: --qat has no use for it",
+            next_step=f"what {options.qat} was trained with stays",
+        )
+    names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator")
+    config = QatConfig(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    tuned = train_qat(options.qat, options.data, options.out, config)
+    return Outcome(
+        text=f"{tuned.run}: tuned in {tuned.seconds / 60:.1f} min; from full precision on val (logits near the"
+        f" thresholds): {tuned.before:.4f} before, {tuned.after:.4f} now",
+        data={
+            "run": str(tuned.run),
+            "seconds": tuned.seconds,
+            "val_distance": {"before": tuned.before, "after": tuned.after},
+        },
+    )
+
+
 def _run_train(options: Namespace) -> Outcome:
     from edge.errors import InputError
     from edge.preprocess import Framing
@@ -168,6 +209,8 @@ def _run_train(options: Namespace) -> Outcome:
     from quantize.training.defects import DefectConfig
     from quantize.training.job import Job, train
 
+    if options.qat:
+        return _run_qat(options)
     if options.from_scratch and options.pretrained:
         raise InputError("--from-scratch and --pretrained contradict each other")
     if options.overlap and options.framing != "tile":

@@ -190,6 +190,17 @@ class CalibratedGrid:
         return tuple(float(node.args[1]) for node in fx.node.map_arg(output.args[0], lambda n: n) or ())
 
 
+def prepare(
+    model: nn.Module, input_shape: tuple[int, int, int], method: str = DEFAULT_METHOD, batch: int = 1
+) -> fx.GraphModule:
+    """The graph of a float network, for `batch` images at a time, with observers that saw nothing yet."""
+    # A graph shares its parameters with the network, and rounding and training write to them.
+    network = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        exported = torch.export.export(network, (torch.zeros(batch, *input_shape),)).module()
+        return prepare_pt2e(exported, GridQuantizer(method))  # type: ignore[no-any-return]
+
+
 def calibrate(
     model: nn.Module,
     batches: Iterable[Tensor],
@@ -223,10 +234,7 @@ def calibrate(
         raise QuantizeError(f"unknown rounding {rounding!r}", wanted=" or ".join(ROUNDINGS))
     images: list[Tensor] = []
     with torch.no_grad():
-        # A graph shares its parameters with the network, and rounding writes to them.
-        network = copy.deepcopy(model).eval()
-        exported = torch.export.export(network, (torch.zeros(1, *input_shape),)).module()
-        prepared = prepare_pt2e(exported, GridQuantizer(method))
+        prepared = prepare(model, input_shape, method)
         for batch in batches:
             if tuple(batch.shape[1:]) != tuple(input_shape):
                 raise CalibrationError(

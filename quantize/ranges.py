@@ -61,6 +61,11 @@ class RangeObserver(ObserverBase):
         self.largest = torch.maximum(self.largest, highest)
         return x
 
+    def fix(self, largest: float) -> None:
+        """From now on the range is this one, whatever is seen."""
+        self.method = "minmax"
+        self.largest.fill_(largest)
+
     def range(self) -> float:
         """The largest magnitude that the grid represents."""
         largest = float(self.largest)

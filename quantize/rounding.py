@@ -25,8 +25,8 @@ from torch.nn import functional
 from torchao.quantization.pt2e.observer import ObserverBase, PerChannelMinMaxObserver
 
 from edge.progress import progress
+from quantize.ranges import LEVELS
 
-LEVELS = 127
 # A dead channel must not get a scale so small that its int32 bias overflows.
 SMALLEST_SCALE = 2.0**-20
 # Shares of the inputs' mean square that keep the regression, and the rounding, near the weights as trained.

@@ -4,6 +4,7 @@
 model.safetensors   weights, batch norm not folded
 run.json            format edgeqc-run/1: model, input, framing, decision, mask threshold, data, training
 metrics.json        decision-linked metrics on val, and the history of the training
+grid.safetensors    where `train --qat` tuned it: the integer grid, see `quantize.tuned_grid`
 ```
 """
 
@@ -26,6 +27,7 @@ FORMAT = "edgeqc-run/1"
 RUN = "run.json"
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
+GRID = "grid.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
+
+    @property
+    def tuned_grid(self) -> Path | None:
+        """The integer grid that `edgeqc train --qat` left; None where nothing was tuned."""
+        file = self.path / GRID
+        return file if file.is_file() else None
 
     @property
     def digest(self) -> str:

@@ -99,7 +99,14 @@ def export(
     calibration.refuse_overlap(chosen, val)
     refuse_copies(samples)
     frames = calibration.frame(chosen, run.input, run.framing)
-    network = Network(run.load_model(), run.input, frames.tiles, name=run.name, facts=_format_facts(run))
+    network = Network(
+        run.load_model(),
+        run.input,
+        frames.tiles,
+        name=run.name,
+        facts=_format_facts(run),
+        tuned=run.tuned_grid,
+    )
 
     with open_reference(run.path) as inspector:
         reference = predict(inspector, val, what="full precision on val")

@@ -36,6 +36,7 @@ class Network:
         name: of the RUN.
         facts: strings for each format's own metadata, e.g. labels and threshold.
         method: how ranges are chosen, see `quantize.ranges`; None: its default.
+        tuned: `grid.safetensors` of a RUN that was tuned (`edgeqc train --qat`): its grid is taken.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Network:
     name: str = "edgeqc"
     facts: Mapping[str, str] = field(default_factory=dict)
     method: str | None = None
+    tuned: Path | None = None
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -79,6 +81,10 @@ class Network:
         with quiet():
             from quantize.grid import calibrate
             from quantize.ranges import DEFAULT_METHOD
+            from quantize.tuned_grid import load_grid
+
+            if self.tuned is not None:
+                return load_grid(self.tuned, self.folded, self.shape)
 
             method = self.method or DEFAULT_METHOD
             return calibrate(self.folded, self._batches(), input_shape=self.shape, method=method)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 from quantize.errors import QuantizeError  # noqa: E402
 from quantize.grid import calibrate  # noqa: E402
-from quantize.rounding import LEVELS, Moments, solve  # noqa: E402
+from quantize.ranges import LEVELS  # noqa: E402
+from quantize.rounding import Moments, solve  # noqa: E402
 
 
 def _moments(x, q=None):
