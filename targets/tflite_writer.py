@@ -20,7 +20,8 @@ from targets.lowering import origin
 if TYPE_CHECKING:
     from torch import fx
 
-# Operation -> version; int8 arrived with these, and TensorFlow 2.5 knows them all.
+# Operation -> version: int8 arrived with these, and TensorFlow 2.5 knows them all. Version 3 of the resize is for half
+# pixel centers, and compilers 14 and 15 refuse it.
 VERSIONS = {
     "ADD": 2,
     "CONV_2D": 3,
@@ -30,7 +31,7 @@ VERSIONS = {
     "MUL": 2,
     "PAD": 2,
     "RESHAPE": 1,
-    "RESIZE_NEAREST_NEIGHBOR": 3,
+    "RESIZE_NEAREST_NEIGHBOR": 2,
 }
 SCHEMA_VERSION = 3
 
