@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from edge.images import read_image
 from edge.preprocess import Framing, InputSpec, frame_to_tiles
 from edge.progress import progress
 from edge.samples import Sample
+from quantize.data.dataset import read_mask
 from quantize.errors import CalibrationError
 from targets.gate import refuse_decide
 
 DEFAULT_COUNT = 128
 MINIMUM = 8
+THIRDS = 3
 
 
 @dataclass(frozen=True)
@@ -39,34 +42,61 @@ class CalibrationSet:
 
 
 def choose(samples: Sequence[Sample], count: int, seed: int = 0) -> list[Sample]:
-    """Take samples in turn from the good ones and from each defect type, good ones as often as all the others.
+    """Take half of the samples from the good ones, and the others in turn from every stratum of defects.
+
+    A stratum is a defect type's small, middling or large ones, so that the smallest pore and the widest stain set
+    ranges too, however rare they are. Without masks, a type is one stratum.
 
     Raises:
         CalibrationError: fewer than `MINIMUM` samples, or none of one kind.
         InputError: samples of split `decide`.
     """
     refuse_decide(samples, "calibration")
-    strata: dict[tuple[bool, str], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        strata[sample.defective, sample.defect_type if sample.defective else ""].append(sample)
-    if count < MINIMUM or len(samples) < MINIMUM or len({kind for kind, _ in strata}) < 2:
+    good = [sample for sample in samples if not sample.defective]
+    defective = [sample for sample in samples if sample.defective]
+    if count < MINIMUM or len(samples) < MINIMUM or not good or not defective:
         raise CalibrationError(
             "the calibration samples cannot stand for what the camera will see",
             wanted=f"at least {MINIMUM} samples of split `train`, good and defective ones",
-            got=f"{len(samples)} samples, {sum(s.defective for s in samples)} of them defective, {count} asked for",
+            got=f"{len(samples)} samples, {len(defective)} of them defective, {count} asked for",
         )
-    shuffled = random.Random(seed)
-    for key in sorted(strata):
-        shuffled.shuffle(strata[key])
-    good = [
-        sample for (defective, _), members in sorted(strata.items()) if not defective for sample in members
-    ]
-    kinds = [members for (defective, _), members in sorted(strata.items()) if defective]
-    bad = [members[i] for i in range(max(map(len, kinds))) for members in kinds if i < len(members)]
+    draw = random.Random(seed)
+    draw.shuffle(good)
+    strata = _strata(defective)
+    for members in strata:
+        draw.shuffle(members)
+    bad = [members[i] for i in range(max(map(len, strata))) for members in strata if i < len(members)]
     half = count // 2
     chosen_bad = bad[: max(half, count - len(good))]
     chosen_good = good[: count - len(chosen_bad)]
     return [*chosen_good, *chosen_bad]
+
+
+def _strata(defective: Sequence[Sample]) -> list[list[Sample]]:
+    """The samples of each defect type, those with a mask by size: thirds of the way from least to largest log area."""
+    sized: dict[str, list[tuple[float, Sample]]] = defaultdict(list)
+    unsized: dict[str, list[Sample]] = defaultdict(list)
+    for sample in defective:
+        if (area := _log_area(sample)) is None:
+            unsized[sample.defect_type].append(sample)
+        else:
+            sized[sample.defect_type].append((area, sample))
+    strata = [unsized[kind] for kind in sorted(unsized)]
+    for kind in sorted(sized):
+        areas = [area for area, _ in sized[kind]]
+        least, largest = min(areas), max(areas)
+        thirds: list[list[Sample]] = [[] for _ in range(THIRDS)]
+        for area, sample in sized[kind]:
+            way = (area - least) / (largest - least) if largest > least else 0.0
+            thirds[min(THIRDS - 1, int(THIRDS * way))].append(sample)
+        strata += [third for third in thirds if third]
+    return strata
+
+
+def _log_area(sample: Sample) -> float | None:
+    """Natural logarithm of the defect's area in pixels; None where no mask says it, or an empty one."""
+    pixels = 0 if sample.mask is None else int(read_mask(sample).sum())
+    return math.log(pixels) if pixels else None
 
 
 def frame(chosen: Sequence[Sample], spec: InputSpec, framing: Framing) -> CalibrationSet:

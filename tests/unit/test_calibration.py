@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from fabricated import write_samples
 from tiny_run import write_dataset
 
 pytest.importorskip("torch", reason="targets need the toolkit")
@@ -25,6 +27,17 @@ def test_half_are_good_and_every_defect_type_is_there(samples):
     assert len(chosen) == len({sample.id for sample in chosen}) == 16
     assert sum(sample.defective for sample in chosen) == 8
     assert {sample.defect_type for sample in chosen if sample.defective} == {"bright", "dark"}
+
+
+def test_small_and_large_defects_set_ranges_however_rare_they_are(tmp_path):
+    """One pore and one stain among forty middling scratches of one type."""
+    rows = {"pore.npy": 1, "stain.npy": 32 * 30, **{f"scratch-{i:02}.npy": 32 for i in range(40)}}
+    masks = {name: np.arange(32 * 32).reshape(32, 32) < pixels for name, pixels in rows.items()}
+    samples = write_samples(tmp_path / "set", {**masks, **{f"good-{i:02}.npy": None for i in range(40)}})
+    for seed in range(10):
+        chosen = {sample.id for sample in calibration.choose(samples, 8, seed)}
+        assert {"pore.npy", "stain.npy"} <= chosen
+        assert len(chosen) == 8 and sum("good" in name for name in chosen) == 4
 
 
 def test_the_same_seed_chooses_the_same(samples):
