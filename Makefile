@@ -11,11 +11,12 @@ WORK ?= runs
 TRUTH ?= ../shared/edgetpu_ground_truth
 QUALITY ?=
 RECIPES ?=
+QUANTIZATION ?=
 # A backend that the toolkit installs must not be skipped.
 REQUIRED := --require-backend openvino --require-backend litert --require-backend onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint system results clean bench-mtd-first bench-quality bench-recipes bench-edgetpu-lint
+.PHONY: help demo test quick lint system results clean bench-mtd-first bench-quality bench-recipes bench-quantization bench-edgetpu-lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +66,9 @@ bench-quality: $(VENV)/toolkit.done  ## every learning system, three seeds each;
 
 bench-recipes: $(VENV)/toolkit.done  ## which recipe is best, on parts held out of train and val; resumes; RECIPES="--recipes fine --folds 0" makes a part
 	$(BIN)/python -m benchmarks.recipes --data $(DATA) --work $(WORK)/recipes $(RECIPES)
+
+bench-quantization: $(VENV)/toolkit.done  ## what int8 changes, for the networks of bench-quality; resumes; QUANTIZATION="--grids calibrated" makes a part
+	$(BIN)/python -m benchmarks.quantization --data $(DATA) --work $(WORK)/quantization --quality $(WORK)/quality $(QUANTIZATION)
 
 bench-edgetpu-lint: $(VENV)/toolkit.done  ## the Edge TPU lint against what the compiler made of the models in TRUTH
 	$(BIN)/python -m benchmarks.edgetpu_lint --truth $(TRUTH)
