@@ -16,7 +16,7 @@ QUANTIZATION ?=
 REQUIRED := --require-backend openvino --require-backend litert --require-backend onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint system results clean bench-mtd-first bench-quality bench-recipes bench-quantization bench-edgetpu-lint
+.PHONY: help demo test quick lint system results clean bench-mtd-first bench-quality bench-recipes bench-grids bench-quantization bench-edgetpu-lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -66,6 +66,9 @@ bench-quality: $(VENV)/toolkit.done  ## every learning system, three seeds each;
 
 bench-recipes: $(VENV)/toolkit.done  ## which recipe is best, on parts held out of train and val; resumes; RECIPES="--recipes fine --folds 0" makes a part
 	$(BIN)/python -m benchmarks.recipes --data $(DATA) --work $(WORK)/recipes $(RECIPES)
+
+bench-grids: $(VENV)/toolkit.done  ## roundings and ranges against each other, for the networks of bench-recipes; resumes
+	$(BIN)/python -m benchmarks.grids --work $(WORK)/recipes
 
 bench-quantization: $(VENV)/toolkit.done  ## what int8 changes, for the networks of bench-quality; resumes; QUANTIZATION="--grids calibrated" makes a part
 	$(BIN)/python -m benchmarks.quantization --data $(DATA) --work $(WORK)/quantization --quality $(WORK)/quality $(QUANTIZATION)
