@@ -15,6 +15,7 @@ from typing import Any
 from edge.errors import InputError
 from edge.samples import DECIDE, Sample
 
+MASKS = "mask agreement"
 _SHARES = ("max_flip_share", "min_mask_agreement", "max_f1_drop", "max_seg_recall_drop")
 
 
@@ -60,7 +61,8 @@ class Budget:
             broken.append(f"{row['new_misses']} new misses, allowed {self.max_new_misses}")
         for value, least, label in self._measured(row):
             if value < least:
-                broken.append(f"{label} {value:+.3f}, wanted at least {least:+.3f}")
+                sign = "" if label == MASKS else "+"
+                broken.append(f"{label} {value:{sign}.3f}, wanted at least {least:{sign}.3f}")
         return broken
 
     def not_judged(self, row: Mapping[str, Any]) -> list[str]:
@@ -77,7 +79,7 @@ class Budget:
     def _measured(self, row: Mapping[str, Any]) -> list[tuple[float, float, str]]:
         """Value (NaN: not measured), least allowed value and name of each limit that is set, counts left out."""
         limits = (
-            (row["mask_agreement_iou"], self.min_mask_agreement, 1, "mask agreement"),
+            (row["mask_agreement_iou"], self.min_mask_agreement, 1, MASKS),
             (row["delta"]["f1"], self.max_f1_drop, -1, "change of F1"),
             (row["delta"]["seg_recall"], self.max_seg_recall_drop, -1, "change of Seg_Recall"),
         )
