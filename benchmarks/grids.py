@@ -75,7 +75,8 @@ def measure(run_folder: Path, data: Path, grid: Grid) -> dict[str, Any]:
     from quantize.training.augmentation import centered
 
     run, dataset = open_run(run_folder), open_dataset(data)
-    network = fold_batch_norm(run.load_model())
+    shape = (run.input.channels, run.input.height, run.input.width)
+    network = fold_batch_norm(run.load_model(), shape)
     train = frame_samples(dataset.split("train"), run.input, run.framing)
     val = frame_samples(dataset.split("val"), run.input, run.framing)
     generator = torch.Generator().manual_seed(SEED)

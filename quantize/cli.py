@@ -60,12 +60,22 @@ def _configure_train(parser: ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="D", help="data set folder with samples.csv"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="RUN folder to write")
-    parser.add_argument("--model", default="sample-centric", help="network (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default="sample-centric",
+        help="network (default: %(default)s), or package.module:function, one of your own"
+        " (docs/own-network.md)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="state dict of a network of your own, .safetensors or .pt; with --epochs 0 it stays as it is",
+    )
     parser.add_argument(
         "--size",
-        default="small",
         choices=("nano", "small", "base"),
-        help="nano, small or base, from fastest to finest masks (default: %(default)s)",
+        help="nano, small or base, from fastest to finest masks (default: small)",
     )
     parser.add_argument(
         "--channels", type=int, choices=(1, 3), help="1 grey, 3 RGB (default: what the images are)"
@@ -124,7 +134,7 @@ def _configure_train(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--from-scratch", action="store_true", help="no pretrained encoder")
     parser.add_argument(
-        "--epochs", type=_whole(1, 100_000, "epochs"), help="passes over the training data (default: 40)"
+        "--epochs", type=_whole(0, 100_000, "epochs"), help="passes over the training data (default: 40)"
     )
     parser.add_argument("--batch-size", type=_whole(2, 4096, "images"), help="images in a step (default: 16)")
     parser.add_argument(
@@ -173,6 +183,8 @@ def _run_qat(options: Namespace) -> Outcome:
         "--weak": options.weak,
         "--from-scratch": options.from_scratch,
         "--pretrained": options.pretrained,
+        "--weights": options.weights,
+        "--size": options.size,
         "--channels": options.channels,
         "--input-size": options.input_size,
         "--sample-gradient": options.sample_gradient,
@@ -186,6 +198,8 @@ def _run_qat(options: Namespace) -> Outcome:
             f"{', '.join(given)}: --qat has no use for it",
             next_step=f"what {options.qat} was trained with stays",
         )
+    if options.epochs == 0:
+        raise InputError("with 0 epochs nothing is tuned", next_step=f"{options.qat} exports as it is")
     names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator")
     config = QatConfig(**{name: value for name in names if (value := getattr(options, name)) is not None})
     tuned = train_qat(options.qat, options.data, options.out, config)
@@ -204,6 +218,7 @@ def _run_train(options: Namespace) -> Outcome:
     from edge.errors import InputError
     from edge.preprocess import Framing
     from quantize.decision import DecisionRule, explain
+    from quantize.models.own import is_own
     from quantize.training.balance import BalanceConfig
     from quantize.training.config import TrainingConfig
     from quantize.training.defects import DefectConfig
@@ -217,7 +232,9 @@ def _run_train(options: Namespace) -> Outcome:
         raise InputError("--overlap is for tiles", next_step="give --framing tile as well")
     names = ("epochs", "batch_size", "time_limit_min", "seed", "accelerator", "devices", "precision")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    model: dict[str, Any] = {"name": options.model, "size": options.size}
+    model: dict[str, Any] = {"name": options.model}
+    if options.size is not None or not is_own(options.model):
+        model["size"] = options.size or "small"
     if options.synthetic_defects is not None:
         given["defects"] = DefectConfig(share=options.synthetic_defects)
     if options.balance is not None:
@@ -227,6 +244,10 @@ def _run_train(options: Namespace) -> Outcome:
     if options.channels is not None:
         model["channels"] = options.channels
     if options.weak:
+        if is_own(options.model):
+            raise InputError(
+                "--weak ends in a network of edgeqc's", got=options.model, next_step="leave --model away"
+            )
         from quantize.weak.job import train_weak as train
     trained = train(
         Job(
@@ -238,9 +259,11 @@ def _run_train(options: Namespace) -> Outcome:
             pretrained="" if options.from_scratch else options.pretrained,
             config=TrainingConfig(**given),
             decision=DecisionRule(options.rule, options.threshold, options.max_miss_rate, options.confidence),
+            weights=options.weights,
         )
     )
-    text = f"{trained.run}: trained in {trained.seconds / 60:.1f} min, {trained.pretrained}"
+    how = "nothing trained" if options.epochs == 0 else f"trained in {trained.seconds / 60:.1f} min"
+    text = f"{trained.run}: {how}, {trained.pretrained}"
     if trained.metrics:  # the first process of several measures
         masks = " (masks against pseudo masks: no true one was opened)" if options.weak else ""
         text += f"\nval: {_sentence(trained.metrics)}{masks}\n{explain(trained.decision)}"

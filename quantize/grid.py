@@ -28,9 +28,11 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
+from quantize.capture import capture, place, source_line
 from quantize.errors import CalibrationError, QuantizeError
 from quantize.quiet import quiet
 from quantize.ranges import DEFAULT_METHOD, RangeObserver
+from quantize.replacements import instead_of
 from quantize.rounding import SMALLEST_SCALE, round_weights
 
 INPUT_SCALE = 1 / 128
@@ -56,6 +58,7 @@ _SAME_SCALE = {
     _aten.flatten.using_ints,
 }
 _OWN_SCALE = {_aten.mean.dim}
+_NO_PLACE = " has no place on the integer grid"
 _NO_TENSOR = {_aten.sym_size.int, operator.getitem}
 
 SECOND_ORDER = "second-order"
@@ -95,12 +98,32 @@ class GridQuantizer(Quantizer):
         )
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Mark the tensors of `model` that are quantized, and how."""
+        """Mark the tensors of `model` that are quantized, and how.
+
+        Raises:
+            QuantizeError: naming every operation that has no place, once for each line of the source.
+        """
+        misfits: dict[Any, QuantizeError] = {}
         for node in model.graph.nodes:
             if node.op == "placeholder":
                 self._mark(node, output=INPUT)
             elif node.op == "call_function":
-                self._annotate(node)
+                try:
+                    self._annotate(node)
+                except QuantizeError as error:
+                    misfits.setdefault((node.target, source_line(node) or node), error)
+        if len(misfits) == 1:
+            raise next(iter(misfits.values()))
+        if misfits:
+            lines = [
+                f"\n    {misfit.what.removesuffix(_NO_PLACE)}\n      {misfit.next_step}"
+                for misfit in misfits.values()
+            ]
+            raise QuantizeError(
+                f"{len(misfits)} operations have no place on the integer grid",
+                wanted="operations that all three targets run in int8",
+                got="".join(lines),
+            )
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
@@ -150,14 +173,21 @@ def _argument(node: fx.Node, index: int) -> fx.Node:
 
 
 def _unknown(node: fx.Node, wanted: str) -> QuantizeError:
-    stack = node.meta.get("nn_module_stack") or {}
-    where = next(reversed([path for path, _ in stack.values()]), "") or "the network"
     return QuantizeError(
-        f"operation {node.target} in {where} has no place on the integer grid",
+        f"operation {node.target} {place(node)}{_NO_PLACE}",
         wanted=wanted,
         got=f"{node.format_node()}",
-        next_step="build it from convolutions, ReLU6, sums, products, means, max pools and nearest upsampling",
+        next_step=f"use instead: {instead_of(node.target)}",
     )
+
+
+def refuse_misfits(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse a float network that `calibrate` would refuse for its operations. `shape` is (C, H, W).
+
+    Raises:
+        QuantizeError: there is no graph of it, or an operation has no place on the grid.
+    """
+    GridQuantizer().annotate(capture(model, shape))
 
 
 @dataclass
@@ -195,10 +225,9 @@ def prepare(
 ) -> fx.GraphModule:
     """The graph of a float network, for `batch` images at a time, with observers that saw nothing yet."""
     # A graph shares its parameters with the network, and rounding and training write to them.
-    network = copy.deepcopy(model).eval()
+    network = copy.deepcopy(model)
     with torch.no_grad():
-        exported = torch.export.export(network, (torch.zeros(batch, *input_shape),)).module()
-        return prepare_pt2e(exported, GridQuantizer(method))  # type: ignore[no-any-return]
+        return prepare_pt2e(capture(network, input_shape, batch), GridQuantizer(method))  # type: ignore[no-any-return]
 
 
 def calibrate(

@@ -77,8 +77,8 @@ def train_qat(source: Path, data: Path, out: Path, config: QatConfig) -> Tuned:
     dataset = open_dataset(data)
     train = frame_samples(dataset.split("train"), run.input, run.framing)
     val = frame_samples(dataset.split("val"), run.input, run.framing)
-    teacher = fold_batch_norm(run.load_model())
     shape = (run.input.channels, run.input.height, run.input.width)
+    teacher = fold_batch_norm(run.load_model(), shape)
     checkpoint = Checkpoint(out, {"qat": vars(config), "checkpoint": run.digest, "data": dataset.digest})
     resumed = checkpoint.load() if checkpoint.check() else None
     with quiet():

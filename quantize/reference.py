@@ -20,6 +20,7 @@ from edge.inspector import Inspector
 from edge.preprocess import InputSpec
 from quantize import run as runs
 from quantize.models.batch_norm import fold_batch_norm
+from quantize.models.own import check_outputs
 
 
 class TorchSession(Session):
@@ -27,10 +28,10 @@ class TorchSession(Session):
 
     def __init__(self, model: nn.Module, spec: InputSpec, device: str | None = None) -> None:
         self.device = _device(device)
-        self.model = fold_batch_norm(model).float().to(self.device)
+        shape = spec.channels, spec.height, spec.width
+        self.model = fold_batch_norm(model, shape).float().to(self.device)
         self.inputs = (TensorSpec("input", spec.shape, "float32"),)
-        with torch.inference_mode():
-            defect, mask = self.model(torch.zeros(spec.shape, device=self.device))
+        defect, mask = check_outputs(self.model, shape)
         self.outputs = (
             TensorSpec("defect", tuple(defect.shape), "float32"),
             TensorSpec("mask", tuple(mask.shape), "float32"),

@@ -98,6 +98,7 @@ class Run:
                 f"{self.weights} does not fit the network in {RUN}",
                 wanted=json.dumps(self.model_config),
                 got=str(error).splitlines()[-1].strip(),
+                next_step="the network's code is of another version: go back to it, or train again",
             ) from error
         return model.eval()
 

@@ -58,7 +58,7 @@ class Network:
         """Float network in eval mode, batch norm folded."""
         from quantize.models.batch_norm import fold_batch_norm
 
-        return fold_batch_norm(self.model)
+        return fold_batch_norm(self.model, self.shape)
 
     @cached_property
     def mask_stride(self) -> int:
@@ -157,6 +157,13 @@ def origin(node: fx.Node) -> str:
     path = str(stack[-1][0]) if stack else ""
     path = path.removeprefix("L['self'].").removeprefix("L__self___")
     return f"{path}/{node.name}" if path else str(node.name)
+
+
+def describe(node: fx.Node) -> str:
+    """An operation of the network for an error message: what it is called with, its module and its source line."""
+    from quantize.capture import place
+
+    return f"{node.format_node()}, {place(node)}"
 
 
 def check_precision(precision: str, target: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quantize.quiet import quiet
 from targets.errors import UnsupportedOpError
 from targets.lowering import Network
 from targets.onnx_writer import NEWEST_OPSET, OLDEST_OPSET, write_graph
@@ -52,12 +51,10 @@ def onnx_model(network: Network, precision: str, opset: int = NEWEST_OPSET) -> o
 
 
 def _float_graph(network: Network) -> Any:
-    import torch
+    from quantize.capture import capture
 
     if "program" not in network.made:
-        with quiet(), torch.no_grad():
-            example = (torch.zeros(1, *network.shape),)
-            network.made["program"] = torch.export.export(network.folded, example).module()
+        network.made["program"] = capture(network.folded, network.shape)
     return network.made["program"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import UnsupportedOpError
-from targets.lowering import origin
+from targets.lowering import describe, origin
 
 if TYPE_CHECKING:
     import onnx
@@ -96,9 +96,7 @@ class _Writer:
                 self.names[node], self.origins[node.name] = node.name, origin(node)
                 self.handlers[node.target](node)
             elif node.users:
-                raise UnsupportedOpError(
-                    f"{node.target} has no ONNX counterpart here", got=node.format_node()
-                )
+                raise UnsupportedOpError(f"{node.target} has no ONNX counterpart here", got=describe(node))
         used = {name for node in self.nodes for name in node.input}
         graph = helper.make_graph(
             self.nodes,
@@ -213,7 +211,7 @@ class _Writer:
         source, window, *rest = node.args
         stride = rest[0] if rest and rest[0] else window
         if len(rest) > 1:
-            raise UnsupportedOpError("a padded or dilated max pool", got=node.format_node())
+            raise UnsupportedOpError("a padded or dilated max pool", got=describe(node))
         self._node(
             "MaxPool", [self.names[source]], node.name, kernel_shape=list(window), strides=list(stride)
         )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import UnsupportedOpError
-from targets.lowering import origin
+from targets.lowering import describe, origin
 
 if TYPE_CHECKING:
     from torch import fx
@@ -114,9 +114,7 @@ class _Writer:
                 self.dequantize_weights,
                 *self.clamps,
             ):
-                raise UnsupportedOpError(
-                    f"{node.target} has no int8 TFLite counterpart", got=node.format_node()
-                )
+                raise UnsupportedOpError(f"{node.target} has no int8 TFLite counterpart", got=describe(node))
         for name, index in zip(self.output_names, found, strict=True):
             self.tensors[index].name = name.encode()
         return self._pack(sources, found)
@@ -140,7 +138,7 @@ class _Writer:
             return int(functions.NONE)
         name = self.clamps[reader.target]
         if "hardtanh" in str(reader.target) and tuple(reader.args[1:3]) != (0.0, 6.0):
-            raise UnsupportedOpError("only a clamp to 0..6 can be fused", got=reader.format_node())
+            raise UnsupportedOpError("only a clamp to 0..6 can be fused", got=describe(reader))
         return int(getattr(functions, name))
 
     def _attribute(self, node: fx.Node) -> npt.NDArray[Any]:
@@ -216,7 +214,7 @@ class _Writer:
             node, None, None, None, [1, 1], [0, 0], [1, 1], 1
         )
         if weight.target is not self.dequantize_weights or list(dilation) != [1, 1]:
-            raise UnsupportedOpError("a convolution in an unknown form", got=node.format_node())
+            raise UnsupportedOpError("a convolution in an unknown form", got=describe(node))
         values = self._attribute(weight.args[0])
         scales = self._attribute(weight.args[1]).astype(np.float32)
         incoming = self.values[source]
@@ -224,7 +222,7 @@ class _Writer:
         depthwise = groups == channels and groups > 1
         if not depthwise and groups != 1:
             raise UnsupportedOpError(
-                "a convolution in groups", wanted="full or depthwise", got=node.format_node()
+                "a convolution in groups", wanted="full or depthwise", got=describe(node)
             )
         kernel = values.shape[2:]
         same = all(s == 1 and k == 2 * p + 1 for s, k, p in zip(stride, kernel, padding, strict=True))
@@ -281,7 +279,7 @@ class _Writer:
     def _mean(self, node: fx.Node, output: int) -> None:
         source, axes, keep = _defaults(node, None, None, False)
         if sorted(axis % 4 for axis in axes) != [2, 3] or not keep:
-            raise UnsupportedOpError("only the mean of a whole map is supported", got=node.format_node())
+            raise UnsupportedOpError("only the mean of a whole map is supported", got=describe(node))
         operands = [self.values[source], self._constant("axes", [1, 2])]
         self._operator("MEAN", operands, output, "ReducerOptions", {"keepDims": True})
 
@@ -289,7 +287,7 @@ class _Writer:
         source, window, stride, padding = _defaults(node, None, None, None, [0, 0])
         stride = stride or window
         if any(padding) or len(node.args) > 4:
-            raise UnsupportedOpError("a padded or dilated max pool", got=node.format_node())
+            raise UnsupportedOpError("a padded or dilated max pool", got=describe(node))
         fields = {
             "padding": self.schema.Padding.VALID,
             "filterHeight": window[0],

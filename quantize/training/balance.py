@@ -103,7 +103,17 @@ def _mean_of_processes(fabric: Fabric, value: Tensor) -> float:
     return float(mean)
 
 
-def last_shared_weight(model: nn.Module) -> nn.Parameter:
+def last_shared_weight(model: nn.Module) -> Tensor:
     """The kernel of the encoder's last convolution: the last thing that both tasks share."""
-    encoder = model.get_submodule("encoder")
-    return [module.weight for module in encoder.modules() if isinstance(module, nn.Conv2d)][-1]
+    return _kernels(model)[-1]
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether there is a submodule ``encoder`` with convolutions for GradNorm to look at."""
+    return bool(_kernels(model))
+
+
+def _kernels(model: nn.Module) -> list[Tensor]:
+    encoder = getattr(model, "encoder", None)
+    parts = encoder.modules() if isinstance(encoder, nn.Module) else ()
+    return [module.weight for module in parts if isinstance(module, nn.Conv2d)]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edge.errors import BackendUnavailableError, InputError
 from edge.progress import progress as show_progress
 from quantize.data.framed import FramedSet
+from quantize.models.outputs import TrainingOutput
 from quantize.training.balance import Balance
 from quantize.training.batches import BalancedBatches, Batch
 from quantize.training.checkpoint import Checkpoint
@@ -81,8 +82,11 @@ def fit(
     """Train ``model`` and return the averaged weights of the best epoch on ``val``.
 
     ``pretrained`` says that the encoder starts from foreign weights and learns slowly. Goes on from
-    ``checkpoint`` where there is a state, and leaves one after every epoch.
+    ``checkpoint`` where there is a state, and leaves one after every epoch. With 0 epochs the weights stay.
     """
+    if not config.epochs:
+        checkpoint.check()  # another training that is not done must not be taken for this one
+        return Fitted(model.state_dict(), Progress(best_epoch=0), _ran_on(fabric))
     trainer = _Trainer(fabric, model, train, val, config, pretrained)
     if checkpoint.check():
         trainer.resume(checkpoint.load())
@@ -221,9 +225,10 @@ class _Trainer:
         if self.balance.due(step):
             # Fabric lets nobody but itself run backwards through a module that it set up.
             with fabric.autocast():
-                output = self.model.module(batch.images)
+                output = TrainingOutput(*self.model.module(batch.images))
             self.balance.observe(fabric, self.model.module, task_losses(output, batch.truth, config.loss)[0])
-        output = self.model(batch.images)
+        # A network of the user's own answers `(defect, mask)` in training mode too.
+        output = TrainingOutput(*self.model(batch.images))
         losses, parts = task_losses(output, batch.truth, config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         fabric.backward(self.balance.total(losses))

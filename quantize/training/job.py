@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge.errors import InputError
-from edge.folders import new_folder, refuse_existing, write_json
+from edge.folders import new_folder, refuse_existing, sha256, write_json
 from edge.predictions import predict
-from edge.preprocess import Framing
+from edge.preprocess import Framing, InputSpec
 from edge.progress import step
 from edge.samples import DECIDE, dataset_digest
 from quantize.data.dataset import Dataset, open_dataset
@@ -25,12 +25,13 @@ from quantize.data.framed import FramedSet, frame_samples
 from quantize.data.sizing import InputChoice, choose_input
 from quantize.decision import DecisionRule, check_decidable
 from quantize.evaluation import evaluate
-from quantize.models import build
+from quantize.models import build, own
 from quantize.models.pixel_only import PixelOnly
 from quantize.pretrained import find_pretrained, initialise_encoder
 from quantize.reference import TorchSession, open_run
 from quantize.run import METRICS, network_input, write_run
 from quantize.training.augmentation import centered
+from quantize.training.balance import has_encoder
 from quantize.training.checkpoint import Checkpoint
 from quantize.training.config import TrainingConfig
 from quantize.training.fit import Fitted, fit, make_fabric
@@ -48,8 +49,11 @@ class Job:
     ``model`` goes to ``quantize.models.build``; its ``channels`` are taken from the data where it names none.
     ``input_size`` is (width, height); it and ``framing`` are chosen from the data where they are None
     (``quantize.data.sizing``). ``pretrained`` is a file or folder, None looks in the usual places, and
-    an empty string asks for training from scratch. ``decision`` does not touch the training: an unfinished one
-    goes on under another rule.
+    an empty string asks for training from scratch. ``weights`` fill a network of the user's own
+    (``quantize.models.own``), and with 0 epochs they stay as they are. ``decision`` does not touch the training: an
+    unfinished one goes on under another rule.
+
+    Raises ``InputError`` if these contradict each other.
     """
 
     data: Path
@@ -60,6 +64,32 @@ class Job:
     pretrained: str | None = None
     config: TrainingConfig = field(default_factory=TrainingConfig)
     decision: DecisionRule = field(default_factory=DecisionRule)
+    weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not self.is_own:
+            raise InputError(
+                "--weights are of a network of your own",
+                wanted=f"--model {own.FORM}",
+                got=self.model.get("name"),
+                next_step="edgeqc's own networks start from an encoder: --pretrained",
+            )
+        if self.pretrained and self.is_own:
+            raise InputError(
+                "--pretrained is for the encoder of edgeqc's networks",
+                next_step="fill your own network with --weights, or load them in its function",
+            )
+        if self.config.epochs == 0 and self.weights is None:
+            raise InputError(
+                "with 0 epochs nothing is learned",
+                wanted=f"a network that has learned already: --model {own.FORM} --weights FILE",
+                got=f"model {self.model.get('name')} without --weights",
+                next_step="give weights, or more epochs",
+            )
+
+    @property
+    def is_own(self) -> bool:
+        return own.is_own(str(self.model.get("name", "")))
 
 
 @dataclass(frozen=True)
@@ -99,7 +129,9 @@ def train(job: Job) -> Trained:
     model = build(model_config)
     pretrained = "from scratch, as asked for"
     encoder = None
-    if job.pretrained != "":
+    if job.is_own:
+        job, pretrained = _start_own(job, model, spec)
+    elif job.pretrained != "":
         encoder, pretrained = find_pretrained(model, job.pretrained)
     if fabric.is_global_zero:
         print(pretrained, file=sys.stderr)
@@ -108,7 +140,7 @@ def train(job: Job) -> Trained:
         "input": asdict(spec),
         "framing": asdict(job.framing),
         "data": _training_digest(dataset),
-        "pretrained": str(encoder.path) if encoder else None,
+        "pretrained": pretrained if job.is_own else str(encoder.path) if encoder else None,
         "training": job.config.as_dict(),
     }
     checkpoint = Checkpoint(job.out, settings)
@@ -141,6 +173,23 @@ def train(job: Job) -> Trained:
         checkpoint.remove()
     fabric.barrier()
     return Trained(job.out, metrics, pretrained, fitted.progress.seconds, decision)
+
+
+def _start_own(job: Job, model: nn.Module, spec: InputSpec) -> tuple[Job, str]:
+    """Fill and check a network of the user's own; the job as it suits it, and where its weights came from."""
+    config = job.config
+    start = f"{job.model['name']}, from scratch"
+    if job.weights is not None:
+        own.load_weights(model, job.weights)
+        start = f"{job.model['name']}, weights from {job.weights} (sha256 {sha256(job.weights)[:12]})"
+        config = replace(config, rate=config.encoder_rate)  # what has learned already learns slowly
+    with step("checking the network"):
+        own.check(model, (spec.channels, spec.height, spec.width))
+    if config.epochs and config.balance.kind == "gradnorm" and not has_encoder(model):
+        # Said in run.json too: without a part that both tasks share there are no gradients to hold equal.
+        config = replace(config, balance=replace(config.balance, kind="fixed"))
+        start += "; it has no part called encoder, so verdict and mask count the same"
+    return replace(job, config=config), start
 
 
 def _training_digest(dataset: Dataset) -> str:

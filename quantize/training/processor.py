@@ -72,9 +72,7 @@ def depthwise_backward_in_float32(model: nn.Module) -> Iterator[None]:
     module would go on computing with the original's weights.
     """
     patched = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and module.bias is None
+        module for module in model.modules() if isinstance(module, nn.Conv2d) and _is_plain_depthwise(module)
     ]
     for module in patched:
         module.forward = _forward_of(module)  # type: ignore[method-assign]
@@ -83,6 +81,17 @@ def depthwise_backward_in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for module in patched:
             del module.forward
+
+
+def _is_plain_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether `_Depthwise` computes what `conv` does: a network of the user's own may hold any form."""
+    return (
+        conv.groups == conv.in_channels == conv.out_channels > 1
+        and conv.bias is None
+        and conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+    )
 
 
 def _forward_of(conv: nn.Conv2d) -> Any:

@@ -99,11 +99,38 @@ def test_folding_keeps_the_function_and_removes_every_batch_norm():
             torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
 
 
-def test_folding_refuses_a_batch_norm_without_its_convolution():
-    with pytest.raises(ValueError, match="no convolution before it"):
-        fold_batch_norm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)))
-    with pytest.raises(ValueError, match="outside of a Sequential"):
-        fold_batch_norm(nn.ModuleDict({"norm": nn.BatchNorm2d(2)}))
+class _Attributes(nn.Module):
+    """Batch norms as attributes: behind a convolution, behind one that is read twice, behind none, and used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.second, self.second_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.twice, self.twice_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.bare_norm = nn.BatchNorm2d(4, affine=False)
+        self.norm_name = self.first_norm
+
+    def forward(self, x):
+        x = torch.relu(self.first_norm(self.first(x)))
+        y = self.second(x)
+        x = self.second_norm(y) + self.bare_norm(y)
+        return self.twice_norm(self.twice(self.twice_norm(self.twice(x))))
+
+
+@pytest.mark.parametrize(("shape", "depthwise"), [((1, 16, 16), 3), (None, 4)])
+def test_batch_norms_outside_of_a_sequential_are_folded_or_become_convolutions(shape, depthwise):
+    torch.manual_seed(0)
+    network = _Attributes().train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(8, 1, 16, 16) * 3 + 1)
+    network.eval()
+    folded = fold_batch_norm(network, shape)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert sum(isinstance(m, nn.Conv2d) and m.groups == 4 for m in folded.modules()) == depthwise
+    x = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), network(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from quantize.training.balance import Balance, BalanceConfig
 from quantize.training.config import TrainingConfig
 from quantize.training.job import Job, train
 from quantize.training.losses import LossConfig, Truth, dice_loss, task_losses
+from quantize.training.processor import depthwise_backward_in_float32
 
 CONFIG = TrainingConfig(
     epochs=3, epoch_tiles=0, batch_size=8, time_limit_min=0, accelerator="cpu", devices="1"
@@ -432,3 +433,17 @@ def test_pooling_a_mask(pooling):
         {"max": 8.0, "mean": (767 * -4 + 256 * 2 + 8) / 1024}.get(pooling, 2.0)
     )
     assert speck <= 8.0
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect", "padding": 1}, {"padding": 1}],
+    ids=str,
+)
+def test_a_depthwise_convolution_of_any_form_computes_the_same_while_it_is_made_fast(form):
+    torch.manual_seed(0)
+    conv = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4, bias=False, **form))
+    x = torch.randn(2, 4, 12, 12)
+    before = conv(x)
+    with depthwise_backward_in_float32(conv):
+        torch.testing.assert_close(conv(x), before)
