@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def _export(arguments: Namespace) -> Outcome:
     from targets import calibration, find_target
     from targets.export import export
     from targets.profile import load_profile
+    from targets.tried import fallback, tried
 
     refuse_existing(arguments.out)
     run = open_run(arguments.run)
@@ -67,6 +69,8 @@ def _export(arguments: Namespace) -> Outcome:
             f"{target.NAME} {candidate.precision} on {where}: {row['flips']} flips of {row['n']} on val, {verdict}"
         )
     artifact = exported.artifact
+    if told := fallback(tried(map(asdict, exported.candidates))):
+        lines.append(f"FALLBACK: {told}")
     if exported.passed:
         lines.append(f"artifact: {artifact.path} ({artifact.precision})")
     else:

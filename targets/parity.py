@@ -30,6 +30,7 @@ from edge.samples import Sample, read_samples
 from quantize.evaluation import overlaps
 from quantize.metrics import decision_metrics, overlap
 from targets.gate import Budget, budget_from, configure_budget, refuse_decide
+from targets.tried import Tried, read_tried
 
 FULL_PRECISION = "fp32"
 
@@ -41,6 +42,7 @@ class Candidate:
     Attributes:
         target, precision: None where a prediction file does not say.
         rejected: why `export` rejected the artifact on its own split; empty when it did not, or is not known.
+        tried: the precisions that `export` tried; empty for a prediction file.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Candidate:
     precision: str | None
     predictions: Predictions
     rejected: str = ""
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,7 +347,8 @@ def run_parity(arguments: Namespace) -> Outcome:
     for name, path in zip(names(arguments.artifact), arguments.artifact):
         predictions = load_or_produce(path, samples)
         target, precision = predictions.meta.get("target"), predictions.meta.get("precision")
-        candidates.append(Candidate(name, target, precision, predictions, _rejected(predictions)))
+        rejected = _rejected(predictions)
+        candidates.append(Candidate(name, target, precision, predictions, rejected, read_tried(path)))
     result = {**compare(reference, candidates, samples, budget), "split": arguments.split}
     with new_folder(arguments.out) as folder:
         write_json(folder / "parity.json", result)

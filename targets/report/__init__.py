@@ -16,13 +16,17 @@ from edge.images import read_image
 from edge.predictions import Predictions
 from edge.samples import Sample
 from quantize.data.dataset import read_mask
+from quantize.evaluation import overlaps
+from quantize.metrics import Overlap
 from targets.gate import Budget
 from targets.parity import Candidate, align
 from targets.report import charts, pictures
 from targets.report.cases import Case, cases, worst
 from targets.report.page import write_page
+from targets.report.recall import by_area, by_type, defects
+from targets.tried import fallback
 
-SHOWN = 8
+SHOWN = 10
 
 
 def write_report(
@@ -44,9 +48,10 @@ def write_report(
         written: the date on the page; now when None.
     """
     reference, aligned = align(reference, candidates, samples)
+    marked = overlaps(reference, samples)
     photographs: dict[int, dict[str, Any]] = {}
     sections = [
-        _section(row, reference, candidate, samples, photographs, shown)
+        _section(row, reference, marked, candidate, samples, photographs, shown)
         for row, candidate in zip(result["artifacts"], aligned)
     ]
     write_page(
@@ -68,24 +73,42 @@ def write_report(
 def _section(
     row: Mapping[str, Any],
     reference: Predictions,
+    marked: Sequence[Overlap | None],
     candidate: Candidate,
     samples: Sequence[Sample],
     photographs: dict[int, dict[str, Any]],
     shown: int,
 ) -> dict[str, Any]:
-    """What the template shows of one artifact; adds the photographs that it needs."""
+    """What the template shows of one artifact; adds the photographs that it needs.
+
+    Args:
+        marked: what full precision marks of the truth.
+    """
     ours = candidate.predictions
     every = cases(reference, ours, samples)
     chosen = worst(every, shown)
     numbers = {case.index: place for case, place in zip(chosen, count(1))}
     flips = [case for case in every if case.kind]
     defective = [sample.defective for sample in samples]
+    true = defects(samples, reference, ours, marked, overlaps(ours, samples))
     return {
         "row": row,
         "scatter": charts.score_scatter(
             reference.defect_logits, ours.defect_logits, defective, reference.threshold, every, numbers
         ),
-        "histogram": charts.shift_histogram(every),
+        "shift": charts.shift_histogram(every),
+        "agreement": charts.agreement_histogram(every),
+        "recall": [
+            {"by": by, "groups": groups, "spans": spans}
+            for by, groups, spans in (
+                ("defect type", by_type(true), False),
+                ("share of the frame", by_area(true), True),
+            )
+            if groups
+        ],
+        "unmeasured": sum(defect.area is None for defect in true),
+        "tried": candidate.tried,
+        "fallback": fallback(candidate.tried),
         "kinds": {kind: sum(case.kind == kind for case in flips) for kind in charts.FLIPS},
         "cards": [_card(case, reference, ours, samples[case.index], photographs) for case in chosen],
         "flips": [_scores(case, reference, ours, samples[case.index]) for case in flips],

@@ -1,4 +1,4 @@
-"""The two charts of an artifact, drawn by matplotlib as SVG and handed over as `data:` URIs.
+"""The charts of an artifact, drawn by matplotlib as SVG and handed over as `data:` URIs.
 
 Inside an <img> a chart cannot load anything, and its ids and styles cannot clash with the page's.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from targets.report.cases import CORRECTED, NEW_FALSE_ALARM, NEW_MISS, Case
 
-INK, QUIET, GRID = "#1d2733", "#5b6876", "#dfe4ea"
+INK, QUIET, GRID, BARS = "#1d2733", "#5b6876", "#dfe4ea", "#9aa7b4"
 # Colour and shape both say what a point is, for the colour-blind and for black-and-white paper.
 FLIPS = {
     NEW_MISS: ("#c02418", "v"),
@@ -95,9 +95,9 @@ def shift_histogram(every: Sequence[Case]) -> str:
     edges = np.histogram_bin_edges(changes, bins=min(41, max(9, len(every) // 6)))
     if changes.min() == changes.max():
         edges = changes[0] + np.linspace(-0.5, 0.5, 10)
-    with _figure(5.0, 4.7) as (axes, finish):
+    with _figure(5.0, 2.3) as (axes, finish):
         groups, labels, colours = [], [], []
-        for kind, colour in (("", "#9aa7b4"), *((kind, colour) for kind, (colour, _) in FLIPS.items())):
+        for kind, colour in (("", BARS), *((kind, colour) for kind, (colour, _) in FLIPS.items())):
             values = [case.change for case in every if case.kind == kind]
             if values:
                 groups.append(values)
@@ -106,12 +106,43 @@ def shift_histogram(every: Sequence[Case]) -> str:
         axes.hist(groups, bins=edges, stacked=True, color=colours, label=labels, linewidth=0)
         axes.axvline(0, color=INK, linewidth=1)
         axes.locator_params(axis="x", nbins=6)
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.grid(axis="y", color=GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.set(xlabel="score change in logits (artifact minus full precision)", ylabel="samples")
-        axes.legend(frameon=False, fontsize=8.5, loc="upper right")
+        _count_samples(axes)
+        axes.set(xlabel="score change in logits (artifact minus full precision)")
+        _legend_above(axes)
         return finish()
+
+
+def agreement_histogram(every: Sequence[Case]) -> str:
+    """How well each mask that full precision calls for is matched; empty where it calls for none."""
+    agreements = [case.agreement for case in every if case.called]
+    if not agreements:
+        return ""
+    with _figure(5.0, 2.3) as (axes, finish):
+        axes.hist(agreements, bins=list(np.linspace(0, 1, 41)), color=BARS, linewidth=0)
+        for value, style, name in (
+            (float(np.mean(agreements)), "-", "mean"),
+            (float(np.percentile(agreements, 10)), (0, (4, 3)), "10th percentile"),
+        ):
+            axes.axvline(value, color=INK, linewidth=1, linestyle=style, label=name)
+        axes.set(xlim=(0, 1.005), xlabel="mask agreement of a sample (1: the same mask)")
+        _count_samples(axes)
+        _legend_above(axes)
+        return finish()
+
+
+def _legend_above(axes: Any) -> None:
+    """Inside, it would hide a bar sooner or later."""
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8.5,
+        handlelength=1.4, handletextpad=0.4, columnspacing=1.0, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _count_samples(axes: Any) -> None:
+    axes.yaxis.get_major_locator().set_params(integer=True, nbins=5)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set(ylabel="samples")
 
 
 def _limits(values: NDArray[Any]) -> tuple[float, float]:

@@ -255,7 +255,7 @@ def test_operations_left_to_the_cpu_fail_the_export_unless_allowed(data, run, tm
     assert Artifact.open(tmp_path / "b").manifest["gate"]["passed"]
 
 
-def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path):
+def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path, capsys):
     out = tmp_path / "artifact"
     arguments = ["export", run, "--target", "openvino", "--data", data, "--out", out, "--calibration", 16]
     file = tmp_path / "said.json"
@@ -265,6 +265,25 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path):
     assert code == 0 and said["precision"] in ("fp16", "fp32")
     assert not said["candidates"][0]["passed"]
     assert not (tmp_path / "artifact.rejected").exists()
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("FALLBACK: "))
+    missed = "int8 missed: " + "; ".join(said["candidates"][0]["reasons"])
+    assert missed in told and told.endswith(f"shipped as {said['precision']}")
+    # The report reads the same from the artifact.
+    words = [
+        "parity",
+        out,
+        "--reference",
+        run,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "p",
+        "--max-flips",
+        "none",
+    ]
+    assert cli.main(list(map(str, words))) in (0, 3)
+    page = (tmp_path / "p" / "report.html").read_text()
+    assert missed in page and "Candidates that export tried" in page
 
 
 def test_full_precision_is_exported_by_a_process_that_never_quantized(data, run, tmp_path):

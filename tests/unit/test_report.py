@@ -25,6 +25,7 @@ from targets.parity import Candidate, compare
 from targets.report import write_report
 from targets.report.cases import CORRECTED, NEW_FALSE_ALARM, NEW_MISS, Case, cases, worst
 from targets.report.pictures import Outline, display_size, outline, photograph
+from targets.tried import Tried
 
 WRITTEN = datetime(2026, 11, 21, 12, 0, tzinfo=timezone.utc)
 HOSTILE = "<img src=x onerror=alert(1)>&\"'{{ 7*7 }}$x_1$‮.npy"
@@ -97,7 +98,7 @@ def test_the_page_loads_nothing_but_itself(case, tmp_path):
 def test_pictures_load_nothing_either(case, tmp_path):
     html, _ = render(case, tmp_path / "report.html")
     charts = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", html)
-    assert len(charts) == 4
+    assert len(charts) == 6
     for chart in charts:
         svg = base64.b64decode(chart).decode()
         assert svg.rstrip().endswith("</svg>")
@@ -173,7 +174,69 @@ def test_one_sample_of_one_kind_is_enough(tmp_path, label):
     assert "n/a" in html and "unknown" in html and "nan" not in Page(html).text
 
 
+# What is found, before and after
+
+
+def test_defects_are_counted_by_area_and_without_a_type_column(case, tmp_path):
+    html, _ = render(case, tmp_path / "report.html")
+    text = " ".join(Page(html).text.split())
+    # Of two defects that fill the frame full precision finds both; the second artifact loses one and half of the other.
+    assert "100 % 2 2 1 1.000 0.250" in text
+    assert "<td class=warn>1</td>" in html
+    assert "1 defective sample has no ground-truth mask: left out" in text
+    assert "share of the frame" in text and "defect type" not in text
+
+
+def test_defect_types_are_shown_and_only_text(case, tmp_path):
+    samples, full, candidates = case
+    typed = [replace(sample, defect_type=HOSTILE if sample.defective else "") for sample in samples]
+    html, _ = render((typed, full, candidates), tmp_path / "report.html")
+    text = " ".join(Page(html).text.split())
+    assert f"{HOSTILE} 3 2 2 1.000 0.250" in text and "<img src=x" not in html
+
+
+def test_without_a_defect_there_is_no_table_and_no_mask_to_agree_on(tmp_path):
+    samples = write_samples(tmp_path / "data", {"good.npy": None})
+    one = predictions(samples, [-1.0], [np.zeros((4, 4), bool)])
+    html, result = render((samples, one, [Candidate("a", None, None, one)]), tmp_path / "report.html")
+    text = " ".join(Page(html).text.split())
+    assert "Seg_Recall before" not in text and "How well the masks match" not in text
+    quiet = re.findall(r'<p class="quiet small">(Not judged: .*?)</p>', html)
+    assert quiet == ["Not judged: " + "; ".join(result["artifacts"][0]["not_judged"])]
+
+
+# What export tried
+
+
+def test_a_fallback_is_said_in_red_and_its_candidates_are_listed(case, tmp_path):
+    samples, full, candidates = case
+    tried = (
+        Tried("int8", 133, 3, 2, 0.72, ("3 of 133 verdicts flipped, allowed 1", "<b>2</b> new misses")),
+        Tried("fp16", 133, 0, 0, 0.954),
+    )
+    html, _ = render((samples, full, [replace(candidates[0], tried=tried)]), tmp_path / "report.html")
+    said = (
+        "int8 missed: 3 of 133 verdicts flipped, allowed 1; &lt;b&gt;2&lt;/b&gt; new misses; shipped as fp16"
+    )
+    assert f'<p class="warn">{said}</p>' in html
+    text = " ".join(Page(html).text.split())
+    assert "int8 3 of 133 2 0.720 ✕ failed" in text and "fp16 0 of 133 0 0.954 ✓ passed" in text
+
+
+def test_prediction_files_say_nothing_of_candidates(case, tmp_path):
+    html, _ = render(case, tmp_path / "report.html")
+    assert "Candidates that export tried" not in html and "shipped as" not in html
+
+
 # Which samples are shown
+
+
+def test_ten_samples_are_shown(tmp_path):
+    samples = write_samples(tmp_path / "data", {f"{number}.npy": FULL for number in range(12)})
+    full = predictions(samples, [1.0] * 12, [FULL] * 12)
+    ours = predictions(samples, np.linspace(1.1, 2.2, 12), [FULL] * 12)
+    html, _ = render((samples, full, [Candidate("a", None, None, ours)]), tmp_path / "report.html")
+    assert html.count('<article class="card">') == 10 and "The 10 worst samples" in html
 
 
 def test_flips_are_named_by_what_they_cost(case):

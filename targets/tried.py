@@ -1,0 +1,82 @@
+"""What `export` tried before it wrote an artifact: `gate.json`, read back, and the fallback that it tells of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.artifact import GATE
+from edge.errors import ArtifactError
+
+WANTED = "int8"  # what the grid is for; anything else that ships instead is a fallback
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One precision that was tried, with its numbers on the gate's split.
+
+    Attributes:
+        mask_agreement: NaN where there was nothing to measure it on.
+        reasons: why it did not pass; empty when it did.
+    """
+
+    precision: str
+    n: int
+    flips: int
+    new_misses: int
+    mask_agreement: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.reasons
+
+
+def read_tried(folder: Path) -> tuple[Tried, ...]:
+    """The candidates of the artifact in `folder`, in the order they were tried; empty where no gate is told of.
+
+    Raises:
+        ArtifactError: `gate.json` is not what `export` writes.
+    """
+    file = folder / GATE
+    if not file.is_file():  # a RUN, or a prediction file
+        return ()
+    try:
+        return tried(json.loads(file.read_bytes())["candidates"])
+    except (OSError, ValueError, TypeError, KeyError) as exc:
+        raise ArtifactError(
+            f"{file} is not readable as a gate's record",
+            got=f"{type(exc).__name__}: {exc}",
+            next_step="copy or export the artifact again",
+        ) from exc
+
+
+def tried(candidates: Iterable[Mapping[str, Any]]) -> tuple[Tried, ...]:
+    """`candidates` of `gate.json` as data."""
+    return tuple(
+        _one(candidate["precision"], candidate["row"], candidate["reasons"]) for candidate in candidates
+    )
+
+
+def _one(precision: str, row: Mapping[str, Any], reasons: Sequence[str]) -> Tried:
+    agreement = row["mask_agreement_iou"]
+    return Tried(
+        str(precision),
+        int(row["n"]),
+        int(row["flips"]),
+        int(row["new_misses"]),
+        math.nan if agreement is None else float(agreement),  # JSON has no NaN
+        tuple(map(str, reasons)),
+    )
+
+
+def fallback(candidates: Sequence[Tried]) -> str:
+    """One sentence where int8 was tried, missed, and another precision passed in its place; else empty."""
+    if not candidates or not candidates[-1].passed or all(one.precision != WANTED for one in candidates[:-1]):
+        return ""
+    missed = [f"{one.precision} missed: {'; '.join(one.reasons)}" for one in candidates if not one.passed]
+    return "; ".join([*missed, f"shipped as {candidates[-1].precision}"])
