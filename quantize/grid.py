@@ -10,8 +10,7 @@ int8 = uint8 ^ 0x80.
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,36 +29,26 @@ from torchao.quantization.pt2e.quantizer import (
 
 from quantize.capture import capture, place, source_line
 from quantize.errors import CalibrationError, QuantizeError
+from quantize.operations import (
+    CLAMPS,
+    COMPUTING,
+    CONVOLUTIONS,
+    NO_TENSOR,
+    OWN_SCALE,
+    PRODUCTS,
+    SAME_SCALE,
+    SUMS,
+    is_clamped,
+    readers,
+    source,
+)
 from quantize.quiet import quiet
 from quantize.ranges import DEFAULT_METHOD, RangeObserver
 from quantize.replacements import instead_of
-from quantize.rounding import SMALLEST_SCALE, round_weights
+from quantize.rounding import SMALLEST_SCALE, Moments, round_weights
 
 INPUT_SCALE = 1 / 128
-
-_aten = torch.ops.aten
-_CONVOLUTIONS = {_aten.conv2d.default, _aten.convolution.default}
-_CLAMPS = {
-    _aten.hardtanh.default,
-    _aten.hardtanh_.default,
-    _aten.relu6.default,
-    _aten.relu.default,
-    _aten.relu_.default,
-}
-_SUMS = {_aten.add.Tensor, _aten.add_.Tensor, operator.add}
-_PRODUCTS = {_aten.mul.Tensor}
-# Output and input have the same integers, or a selection of them.
-_SAME_SCALE = {
-    _aten.max_pool2d.default,
-    _aten.upsample_nearest2d.vec,
-    _aten.upsample_nearest2d.default,
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.flatten.using_ints,
-}
-_OWN_SCALE = {_aten.mean.dim}
 _NO_PLACE = " has no place on the integer grid"
-_NO_TENSOR = {_aten.sym_size.int, operator.getitem}
 
 SECOND_ORDER = "second-order"
 ROUNDINGS = (SECOND_ORDER, "nearest")
@@ -85,10 +74,16 @@ INPUT = FixedQParamsQuantizationSpec(
 
 
 class GridQuantizer(Quantizer):
-    """Annotates every operation of a network for the grid; an operation that it does not know is an error."""
+    """Annotates every operation of a network for the grid; an operation that it does not know is an error.
 
-    def __init__(self, method: str = DEFAULT_METHOD) -> None:
+    Args:
+        leave: graph nodes (convolutions, sums, ...) that stay in float. A tensor between two layers stays float where
+            the layer that writes it and all that read it do: an int8 layer reads and writes int8.
+    """
+
+    def __init__(self, method: str = DEFAULT_METHOD, leave: Collection[str] = ()) -> None:
         super().__init__()
+        self.leave = frozenset(leave)
         self.activation = QuantizationSpec(
             dtype=torch.int8,
             quant_min=-128,
@@ -101,8 +96,16 @@ class GridQuantizer(Quantizer):
         """Mark the tensors of `model` that are quantized, and how.
 
         Raises:
-            QuantizeError: naming every operation that has no place, once for each line of the source.
+            QuantizeError: naming every operation that has no place, once for each line of the source; or a name in
+                `leave` that no layer has.
         """
+        unknown = self.leave - {node.name for node in model.graph.nodes if node.target in COMPUTING}
+        if unknown:
+            raise QuantizeError(
+                "a layer that is to stay in float is not in the graph",
+                wanted="names of convolutions, sums, products or means, as `quantize.layers.find_layers` gives them",
+                got=", ".join(sorted(unknown)),
+            )
         misfits: dict[Any, QuantizeError] = {}
         for node in model.graph.nodes:
             if node.op == "placeholder":
@@ -130,24 +133,32 @@ class GridQuantizer(Quantizer):
         """Nothing left to check: `annotate` refuses what it cannot place."""
 
     def _annotate(self, node: fx.Node) -> None:
-        own = None if _is_clamped(node) else self.activation
-        if node.target in _CONVOLUTIONS:
+        own = None if is_clamped(node) else self.activation
+        if node.name in self.leave:
+            return
+        if node.target in CONVOLUTIONS:
             self._mark(node, {_argument(node, 0): self._edge(node, 0), _argument(node, 1): WEIGHTS}, own)
-        elif node.target in _SUMS | _PRODUCTS:
+        elif node.target in SUMS | PRODUCTS:
             self._mark(node, {_argument(node, i): self._edge(node, i) for i in (0, 1)}, own)
-        elif node.target in _OWN_SCALE:
+        elif node.target in OWN_SCALE:
             self._mark(node, {_argument(node, 0): self._edge(node, 0)}, own)
-        elif node.target in _CLAMPS:
-            if not _is_clamped(_argument(node, 0)):
+        elif node.target in CLAMPS:
+            if not is_clamped(_argument(node, 0)):
                 raise _unknown(
                     node, "an activation directly behind a convolution or a sum, read by nothing else"
                 )
-            self._mark(node, output=self.activation)
-        elif node.target in _SAME_SCALE:
-            source = _argument(node, 0)
-            self._mark(node, {source: self._edge(node, 0)}, SharedQuantizationSpec((source, node)))
-        elif node.target not in _NO_TENSOR:
+            if _argument(node, 0).name not in self.leave:
+                self._mark(node, output=self.activation)
+        elif node.target in SAME_SCALE:
+            tensor = _argument(node, 0)
+            if not self._stays_float(source(tensor)):
+                self._mark(node, {tensor: self._edge(node, 0)}, SharedQuantizationSpec((tensor, node)))
+        elif node.target not in NO_TENSOR:
             raise _unknown(node, "an operation that all three targets run in int8")
+
+    def _stays_float(self, tensor: fx.Node) -> bool:
+        writer = _argument(tensor, 0) if tensor.target in CLAMPS else tensor
+        return writer.name in self.leave and all(reader.name in self.leave for reader in readers(tensor))
 
     def _edge(self, node: fx.Node, index: int) -> Any:
         return INPUT if _argument(node, index).op == "placeholder" else self.activation
@@ -157,12 +168,6 @@ class GridQuantizer(Quantizer):
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map=inputs or {}, output_qspec=output, _annotated=True
         )
-
-
-def _is_clamped(node: fx.Node) -> bool:
-    """Whether the only reader of a convolution or a sum is an activation, so that the two run as one."""
-    readers = list(node.users)
-    return node.target in _CONVOLUTIONS | _SUMS and len(readers) == 1 and readers[0].target in _CLAMPS
 
 
 def _argument(node: fx.Node, index: int) -> fx.Node:
@@ -200,6 +205,10 @@ class CalibratedGrid:
         count: images that set the ranges.
         method: how ranges were chosen.
         rounding: how weights were rounded.
+        trained: the graph's parameters before they were rounded, by name.
+        undisturbed: moments of the inputs of convolutions in full precision, by node, see `round_weights`; empty
+            where weights were not rounded to second order.
+        leave: graph nodes that stayed in float, see `GridQuantizer`.
     """
 
     prepared: fx.GraphModule = field(repr=False)
@@ -207,6 +216,9 @@ class CalibratedGrid:
     count: int
     method: str
     rounding: str
+    trained: Mapping[str, Tensor] = field(repr=False)
+    undisturbed: Mapping[str, Moments] = field(default_factory=dict, repr=False)
+    leave: tuple[str, ...] = ()
 
     @cached_property
     def folded(self) -> fx.GraphModule:
@@ -221,13 +233,30 @@ class CalibratedGrid:
 
 
 def prepare(
-    model: nn.Module, input_shape: tuple[int, int, int], method: str = DEFAULT_METHOD, batch: int = 1
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    method: str = DEFAULT_METHOD,
+    batch: int = 1,
+    leave: Collection[str] = (),
 ) -> fx.GraphModule:
-    """The graph of a float network, for `batch` images at a time, with observers that saw nothing yet."""
+    """The graph of a float network, for `batch` images at a time, with observers that saw nothing yet.
+
+    The nodes `leave` stay in float, see `GridQuantizer`.
+    """
     # A graph shares its parameters with the network, and rounding and training write to them.
     network = copy.deepcopy(model)
     with torch.no_grad():
-        return prepare_pt2e(capture(network, input_shape, batch), GridQuantizer(method))  # type: ignore[no-any-return]
+        graph = capture(network, input_shape, batch)
+        return prepare_pt2e(graph, GridQuantizer(method, leave))  # type: ignore[no-any-return]
+
+
+def parameters(prepared: fx.GraphModule) -> dict[str, Tensor]:
+    """Copies of the graph's weights, biases and constants, by name, without what observers remember."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in (*prepared.named_parameters(), *prepared.named_buffers())
+        if not name.startswith("activation_post_process")
+    }
 
 
 def calibrate(
@@ -237,6 +266,7 @@ def calibrate(
     input_shape: tuple[int, int, int],
     method: str = DEFAULT_METHOD,
     rounding: str = SECOND_ORDER,
+    leave: Collection[str] = (),
 ) -> CalibratedGrid:
     """Put a float network on the grid.
 
@@ -246,6 +276,7 @@ def calibrate(
         input_shape: (C, H, W) that the network will be fixed to.
         method: `minmax`, `percentile` or `mse`, see `quantize.ranges`.
         rounding: `second-order` (`quantize.rounding`) or `nearest`.
+        leave: graph nodes that stay in float, see `GridQuantizer`.
 
     Raises:
         CalibrationError: no images, or of another shape.
@@ -263,7 +294,7 @@ def calibrate(
         raise QuantizeError(f"unknown rounding {rounding!r}", wanted=" or ".join(ROUNDINGS))
     images: list[Tensor] = []
     with torch.no_grad():
-        prepared = prepare(model, input_shape, method)
+        prepared = prepare(model, input_shape, method, leave=leave)
         for batch in batches:
             if tuple(batch.shape[1:]) != tuple(input_shape):
                 raise CalibrationError(
@@ -274,7 +305,18 @@ def calibrate(
                 images.append(image)
     if not images:
         raise CalibrationError("there are no calibration images", wanted="at least one")
+    trained = parameters(prepared)
+    undisturbed: dict[str, Moments] = {}
     if rounding == SECOND_ORDER:
         # Good parts come first, defects last: what is looked at has to be of both.
-        round_weights(prepared, _CONVOLUTIONS, images[:: -(-len(images) // ROUNDING_IMAGES)])
-    return CalibratedGrid(prepared, tuple(input_shape), len(images), method, rounding)
+        undisturbed = round_weights(prepared, CONVOLUTIONS, images[:: -(-len(images) // ROUNDING_IMAGES)])
+    return CalibratedGrid(
+        prepared,
+        tuple(input_shape),
+        len(images),
+        method,
+        rounding,
+        trained,
+        undisturbed,
+        tuple(sorted(leave)),
+    )

@@ -53,17 +53,24 @@ class Moments:
     count: int
 
 
-def round_weights(prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor]) -> None:
+def round_weights(
+    prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor]
+) -> dict[str, Moments]:
     """Put the weights of every convolution of a calibrated graph on the grid, in place.
 
     Args:
         prepared: from `prepare_pt2e`, with the ranges of all tensors observed.
         convolutions: the graph's targets that are one.
         images: float32 [1, C, H, W] each; as many are used as `MEMORY_BYTES` has room for.
+
+    Returns:
+        by node, the moments of inputs that are in full precision on both sides: what `solve` takes to round one
+        convolution as if no other were on the grid.
     """
     walk = _Walk(prepared, convolutions, images)
     for node in progress(list(prepared.graph.nodes), "rounding weights"):
         walk.visit(node)
+    return walk.undisturbed
 
 
 def solve(weight: Tensor, bias: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,21 +83,39 @@ def solve(weight: Tensor, bias: Tensor, moments: Moments) -> tuple[Tensor, Tenso
         weights as multiples of their scale, biases, scales [groups, outputs].
     """
     inputs = weight.shape[2]
-    whole = torch.cat([weight, bias[:, :, None]], dim=2).double()
-    mean_square = moments.grid.diagonal(dim1=1, dim2=2)[:, :inputs].mean(1).clamp_min(1e-12)[:, None, None]
-    free_bias = torch.ones(inputs + 1, dtype=torch.float64)
-    free_bias[-1] = 1e-6
-    if moments.count >= OBSERVATIONS_PER_WEIGHT * inputs:
-        ridge = RIDGE * mean_square * free_bias.diag()
-        wanted = whole @ moments.both + whole @ ridge
-        whole = torch.linalg.solve(moments.grid + ridge, wanted.transpose(1, 2)).transpose(1, 2)
-    else:  # of the answer, the mean alone
-        shift = moments.both[:, :, -1:] - moments.grid[:, :, -1:]
-        whole[:, :, -1:] += whole @ shift
+    whole = adapt(weight, bias, moments)
     scale = (whole[:, :, :inputs].abs().amax(2) / LEVELS).clamp_min(SMALLEST_SCALE)
-    damped = moments.grid + DAMPING * mean_square * free_bias.diag()
+    damped = moments.grid + DAMPING * _penalty(moments)
     rounded = _round_in_turn(whole, damped, scale)
     return rounded[:, :, :inputs].float(), rounded[:, :, inputs].float(), scale.float()
+
+
+def adapt(weight: Tensor, bias: Tensor, moments: Moments) -> Tensor:
+    """Weights, and the bias as the last of them, that give the full-precision answer from inputs on the grid.
+
+    Args:
+        weight: [groups, outputs, K].
+        bias: [groups, outputs].
+    Returns:
+        float64 [groups, outputs, K + 1], nothing rounded.
+    """
+    whole = torch.cat([weight, bias[:, :, None]], dim=2).double()
+    if moments.count >= OBSERVATIONS_PER_WEIGHT * weight.shape[2]:
+        ridge = RIDGE * _penalty(moments)
+        wanted = whole @ moments.both + whole @ ridge
+        return torch.linalg.solve(moments.grid + ridge, wanted.transpose(1, 2)).transpose(1, 2)
+    # Of the answer, the mean alone.
+    whole[:, :, -1:] += whole @ (moments.both[:, :, -1:] - moments.grid[:, :, -1:])
+    return whole
+
+
+def _penalty(moments: Moments) -> Tensor:
+    """The inputs' mean square, on the diagonal, for each group; the bias is next to free."""
+    inputs = moments.grid.shape[1] - 1
+    free_bias = torch.ones(inputs + 1, dtype=torch.float64)
+    free_bias[-1] = 1e-6
+    mean_square = moments.grid.diagonal(dim1=1, dim2=2)[:, :inputs].mean(1).clamp_min(1e-12)[:, None, None]
+    return mean_square * free_bias.diag()
 
 
 def _round_in_turn(whole: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
@@ -124,6 +149,7 @@ class _Walk:
         self.full: dict[fx.Node, Any] = {}
         self.grid: dict[fx.Node, Any] = {}
         self.readers = {node: len(node.users) for node in prepared.graph.nodes}
+        self.undisturbed: dict[str, Moments] = {}
         self.generator = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
@@ -176,30 +202,35 @@ class _Walk:
     def _round(self, node: fx.Node) -> None:
         source, observed = node.args[0], node.args[1]
         assert isinstance(source, fx.Node) and isinstance(observed, fx.Node)
-        (parameter,) = observed.all_input_nodes
+        # A convolution that stays in float reads its weights without an observer.
+        parameter = observed.all_input_nodes[0] if observed.op == "call_module" else observed
         weight = self.grid[parameter]
         bias_node = node.args[2] if len(node.args) > 2 else None
         groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[call-overload]
         shape = (groups, len(weight) // groups, -1)
         bias = self.grid[bias_node] if isinstance(bias_node, fx.Node) else weight.new_zeros(len(weight))
-        rounded, shifted, scale = solve(
-            weight.reshape(shape),
-            bias.reshape(shape[:2]),
-            self._moments(node, source, tuple(weight.shape[2:]), groups),
-        )
-        weight.copy_(rounded.reshape(weight.shape))
+        moments = self._moments(node, source, tuple(weight.shape[2:]), groups)
+        scale = None
+        if parameter is observed:
+            whole = adapt(weight.reshape(shape), bias.reshape(shape[:2]), moments).float()
+            ours, shifted = whole[:, :, :-1], whole[:, :, -1]
+        else:
+            ours, shifted, scale = solve(weight.reshape(shape), bias.reshape(shape[:2]), moments)
+        weight.copy_(ours.reshape(weight.shape))
         if isinstance(bias_node, fx.Node):
             bias.copy_(shifted.reshape(-1))
-        observer = self.graph.get_submodule(str(observed.target))
-        assert isinstance(observer, PerChannelMinMaxObserver)
-        # The scale stays what the weights were rounded to, also where no weight reached its end.
-        observer.min_val, observer.max_val = -LEVELS * scale.flatten(), LEVELS * scale.flatten()
+        if scale is not None:
+            observer = self.graph.get_submodule(str(observed.target))
+            assert isinstance(observer, PerChannelMinMaxObserver)
+            # The scale stays what the weights were rounded to, also where no weight reached its end.
+            observer.min_val, observer.max_val = -LEVELS * scale.flatten(), LEVELS * scale.flatten()
 
     def _moments(self, node: fx.Node, source: fx.Node, kernel: tuple[int, ...], groups: int) -> Moments:
         defaults: list[Any] = [[1, 1], [0, 0], [1, 1]]
         stride, padding, dilation = [*node.args[3:6], *defaults[len(node.args[3:6]) :]]
         grid: Any = 0.0
         both: Any = 0.0
+        undisturbed: Any = 0.0
         count = 0
         for full, on_grid in zip(self.full[source], self.grid[source]):
             pair = [
@@ -210,7 +241,9 @@ class _Walk:
             x, q = (_with_one(columns[:, places], groups) for columns in pair)
             grid = grid + (q @ q.transpose(1, 2)).double()
             both = both + (x @ q.transpose(1, 2)).double()
+            undisturbed = undisturbed + (x @ x.transpose(1, 2)).double()
             count += len(places)
+        self.undisturbed[node.name] = Moments(undisturbed / count, undisturbed / count, count)
         return Moments(grid / count, both / count, count)
 
 

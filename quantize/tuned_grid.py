@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
 
 from edge.errors import ArtifactError, FormatVersionError
-from quantize.grid import CalibratedGrid, prepare
+from quantize.grid import CalibratedGrid, parameters, prepare
 from quantize.ranges import LEVELS, RangeObserver
 
 if TYPE_CHECKING:
@@ -92,8 +92,9 @@ def load_grid(file: Path, model: nn.Module, input_shape: tuple[int, int, int]) -
             got=f"torch {torch.__version__}, {len(wanted ^ set(state))} names that are only in one of the two",
             next_step="tune the RUN again with this version (`edgeqc train --qat`)",
         )
+    trained = parameters(prepared)
     set_grid_state(prepared, state)
-    return CalibratedGrid(prepared, input_shape, int(facts.get("count", 0)), TRAINED, TRAINED)
+    return CalibratedGrid(prepared, input_shape, int(facts.get("count", 0)), TRAINED, TRAINED, trained)
 
 
 def _scale(observer: RangeObserver | PerChannelMinMaxObserver) -> Tensor:

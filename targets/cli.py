@@ -1,4 +1,7 @@
-"""The verbs `export`, `lint`, `parity` and `demo`. Light at import: what a verb needs is imported when it runs."""
+"""The verbs `export`, `lint`, `sensitivity`, `parity` and `demo`.
+
+Light at import: what a verb needs is imported when it runs.
+"""
 
 from __future__ import annotations
 
@@ -147,6 +150,40 @@ def _ask_compiler(file: Path, program: str, report: Report) -> tuple[dict[str, A
     return facts, "\n".join([*said, *(f"  {difference}" for difference in found)])
 
 
+def _configure_sensitivity(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="RUN folder that `edgeqc train` wrote")
+    parser.add_argument("--data", type=Path, required=True, help="data set; only its split train is used")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=32,
+        metavar="N",
+        help="photographs to measure on, half of them defective (32)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of photographs")
+    parser.add_argument("--out", type=Path, help="new folder for sensitivity.json and sensitivity.svg")
+
+
+def _sensitivity(arguments: Namespace) -> Outcome:
+    from edge.folders import new_folder, refuse_existing, write_json
+    from quantize.run import open_run
+    from targets.report.sensitivity import bars, table
+    from targets.sensitivity import as_data, rank_layers
+
+    if arguments.out is not None:
+        refuse_existing(arguments.out)
+    run = open_run(arguments.run)
+    ranking = rank_layers(run, arguments.data, images=arguments.images, seed=arguments.seed)
+    data = as_data(ranking, run)
+    text = table(ranking.found, ranking.plan)
+    if arguments.out is not None:
+        with new_folder(arguments.out) as folder:
+            write_json(folder / "sensitivity.json", data)
+            (folder / "sensitivity.svg").write_bytes(bars(ranking.found, ranking.plan))
+        text += f"\npicture: {arguments.out / 'sensitivity.svg'}"
+    return Outcome(text, data)
+
+
 def _configure_parity(parser: ArgumentParser) -> None:
     from targets.layers.verb import configure_layers
     from targets.parity import configure_parity
@@ -183,6 +220,7 @@ def _demo(arguments: Namespace) -> Outcome:
 
 export = Command("lower a RUN for a device, and gate it on verdicts", _configure_export, _export)
 lint = Command("predict which operations of a TFLite file the Edge TPU runs", _configure_lint, _lint)
+sensitivity = Command("rank layers by what quantizing each alone does", _configure_sensitivity, _sensitivity)
 parity = Command(
     "compare artifacts with full precision, verdict by verdict, or with each other, layer by layer",
     _configure_parity,

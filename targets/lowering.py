@@ -6,7 +6,7 @@ first) and `lower(network, precision, folder, profile)`, which writes files into
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor, fx, nn
 
     from quantize.grid import CalibratedGrid
+    from quantize.mixed import MixedPlan
+
+
+# Tiles that the mixed-precision plan is made on, of those that set the ranges: it costs seconds for each.
+PLANNING_TILES = 12
+ON_GRID = ("int8", "mixed")
 
 
 @dataclass
@@ -78,25 +84,64 @@ class Network:
         """
         from quantize.quiet import quiet
 
+        if self.tuned is None:
+            return self._calibrated()
+        with quiet():
+            from quantize.tuned_grid import load_grid
+
+            return load_grid(self.tuned, self.folded, self.shape)
+
+    @cached_property
+    def mixed_plan(self) -> MixedPlan:
+        """The layers that stay in float at precision `mixed`, planned on tiles that set the ranges."""
+        import torch
+
+        from quantize.mixed import plan_mixed
+        from quantize.sensitivity import measure
+
+        # Good parts come first, defects last: what is looked at has to be of both.
+        tiles = self.tiles[:: -(-len(self.tiles) // PLANNING_TILES)]
+        images = [torch.from_numpy(encode(tile, self._spec)) for tile in tiles]
+        return plan_mixed(measure(self.grid, images).rows)
+
+    @cached_property
+    def mixed(self) -> CalibratedGrid:
+        """The network as trained on the integer grid, but for the layers of `mixed_plan`.
+
+        Of a RUN that was tuned it takes the plan alone: what was tuned made up for int8 in layers that are float here.
+        """
+        return self._calibrated(self.mixed_plan.nodes)
+
+    def on_grid(self, precision: str) -> CalibratedGrid:
+        """The quantized graph of a precision in `ON_GRID`."""
+        return self.mixed if precision == "mixed" else self.grid
+
+    def _calibrated(self, leave: Collection[str] = ()) -> CalibratedGrid:
+        from quantize.quiet import quiet
+
         with quiet():
             from quantize.grid import calibrate
             from quantize.ranges import DEFAULT_METHOD
-            from quantize.tuned_grid import load_grid
 
-            if self.tuned is not None:
-                return load_grid(self.tuned, self.folded, self.shape)
+            return calibrate(
+                self.folded,
+                self._batches(),
+                input_shape=self.shape,
+                method=self.method or DEFAULT_METHOD,
+                leave=leave,
+            )
 
-            method = self.method or DEFAULT_METHOD
-            return calibrate(self.folded, self._batches(), input_shape=self.shape, method=method)
+    @property
+    def _spec(self) -> InputSpec:
+        return replace(self.input, layout="nchw", file_dtype="float32", encoding="centered_float")
 
     def _batches(self) -> Iterator[Tensor]:
         import torch
 
         from edge.progress import progress
 
-        spec = replace(self.input, layout="nchw", file_dtype="float32", encoding="centered_float")
         for tile in progress(self.tiles, "calibrating"):
-            yield torch.from_numpy(encode(tile, spec))
+            yield torch.from_numpy(encode(tile, self._spec))
 
 
 @dataclass(frozen=True)
@@ -153,9 +198,9 @@ def origin(node: fx.Node) -> str:
 
     Every file calls the operation so: its last part is what `edgeqc parity --layers` finds it by.
     """
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    path = path.removeprefix("L['self'].").removeprefix("L__self___")
+    from quantize.layers import module_path
+
+    path = module_path(node)
     return f"{path}/{node.name}" if path else str(node.name)
 
 
@@ -180,9 +225,23 @@ def check_precision(precision: str, target: Any) -> None:
         )
 
 
+def output_step(network: Network, precision: str) -> float | None:
+    """The grid's step of `defect` in logits, by which answers may differ between processors; None for float."""
+    return network.grid.output_scales()[0] if precision in ON_GRID else None
+
+
+def mixed_facts(network: Network, precision: str) -> dict[str, Any]:
+    """What the manifest says of precision `mixed`; nothing for the others."""
+    if precision != "mixed":
+        return {}
+    plan = network.mixed_plan
+    return {"float_layers": list(plan.layers), "int8_mac_share": round(plan.int8_mac_share, 4)}
+
+
 def needed_bytes(network: Network, precision: str, file_bytes: int) -> int:
     """Weights plus the largest pair of neighbouring activations: the least that any runtime has to hold."""
-    width = {"int8": 1, "fp16": 2, "fp32": 4}[precision]
+    # The layers that `mixed` leaves in float are mostly the first ones, with the largest tensors.
+    width = {"int8": 1, "mixed": 4, "fp16": 2, "fp32": 4}[precision]
     return file_bytes + width * _largest_activations(network)
 
 

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from targets.graph_lint import onnx_findings, refuse
-from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
+from targets.lowering import (
+    Lowered,
+    Network,
+    check_precision,
+    mixed_facts,
+    needed_bytes,
+    output_step,
+    outputs,
+)
 from targets.onnx_graph import NEWEST_OPSET, OLDEST_OPSET, onnx_model
 from targets.profile import Profile
 
 NAME = "onnx"
 BACKEND = "onnx"
-PRECISIONS = ("int8", "fp16", "fp32")
+PRECISIONS = ("int8", "mixed", "fp16", "fp32")
 MODEL = "model.onnx"
 
 
@@ -45,6 +53,6 @@ def write_onnx(
         input=replace(network.input, layout="nchw", file_dtype="float32", encoding="centered_float"),
         outputs=outputs(network),
         stand_in=stand_in,
-        facts={"onnx_opset": opset, "needed_bytes": needed},
-        output_step=network.grid.output_scales()[0] if precision == "int8" else None,
+        facts={"onnx_opset": opset, "needed_bytes": needed, **mixed_facts(network, precision)},
+        output_step=output_step(network, precision),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from targets.errors import UnsupportedOpError
-from targets.lowering import Network
+from targets.lowering import ON_GRID, Network
 from targets.onnx_writer import NEWEST_OPSET, OLDEST_OPSET, write_graph
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def onnx_model(network: Network, precision: str, opset: int = NEWEST_OPSET) -> o
     Input `input` float32 [1, C, H, W] in (p - 128) / 128; outputs `defect` and `mask`, float32 logits.
 
     Args:
-        precision: `int8` (Q/DQ, all zero points 0), `fp16` (float16 inside) or `fp32`.
+        precision: `int8` (Q/DQ, all zero points 0), `mixed` (the same but for some float layers), `fp16` (float16
+            inside) or `fp32`.
 
     Raises:
         UnsupportedOpError: the network holds an operation that not every target runs.
@@ -37,7 +38,7 @@ def onnx_model(network: Network, precision: str, opset: int = NEWEST_OPSET) -> o
 
     key = ("onnx", precision, opset)
     if key not in network.made:
-        module = network.grid.folded if precision == "int8" else _float_graph(network)
+        module = network.on_grid(precision).folded if precision in ON_GRID else _float_graph(network)
         made = write_graph(module, opset, [INPUT], list(OUTPUTS), half=precision == "fp16")
         check(made, opset)
         made.graph.name = network.name

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from targets.graph_lint import onnx_findings, refuse
-from targets.lowering import Lowered, Network, check_precision, needed_bytes, outputs
+from targets.lowering import (
+    ON_GRID,
+    Lowered,
+    Network,
+    check_precision,
+    mixed_facts,
+    needed_bytes,
+    output_step,
+    outputs,
+)
 from targets.onnx_graph import INPUT, onnx_model
 from targets.profile import Profile
 
 NAME = "openvino"
 BACKEND = "openvino"
-PRECISIONS = ("int8", "fp16", "fp32")
+PRECISIONS = ("int8", "mixed", "fp16", "fp32")
 MODEL = "model.xml"
 
 
@@ -32,7 +41,7 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     ov = find_backend("openvino").sdk()  # imports it without its telemetry
 
     check_precision(precision, sys.modules[__name__])
-    graph = onnx_model(network, "int8" if precision == "int8" else "fp32")
+    graph = onnx_model(network, precision if precision in ON_GRID else "fp32")
     refuse(onnx_findings(graph, NAME), NAME)
     model = ov.Core().read_model(graph.SerializeToString())
     model = _take_frames(ov, model)
@@ -47,8 +56,8 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
         model=MODEL,
         input=replace(network.input, layout="nchw", file_dtype="uint8", encoding="identity"),
         outputs=outputs(network),
-        facts={"openvino": ov.get_version(), "needed_bytes": needed},
-        output_step=network.grid.output_scales()[0] if precision == "int8" else None,
+        facts={"openvino": ov.get_version(), "needed_bytes": needed, **mixed_facts(network, precision)},
+        output_step=output_step(network, precision),
     )
 
 

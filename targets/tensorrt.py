@@ -1,7 +1,7 @@
 """ONNX for TensorRT. The engine is built on the device, because it fits one TensorRT version and one GPU.
 
-int8 is explicit Q/DQ, fp16 is a graph of float16 tensors: both are what a strongly typed network reads. Where
-NVIDIA's builder is installed (`tensorrt-rtx`, no GPU needed) its parser and builder have to accept the file.
+int8 and mixed are explicit Q/DQ, fp16 is a graph of float16 tensors: all are what a strongly typed network reads.
+Where NVIDIA's builder is installed (`tensorrt-rtx`, no GPU needed) its parser and builder have to accept the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from targets.profile import Profile
 
 NAME = "tensorrt"
 BACKEND = "tensorrt"
-PRECISIONS = ("int8", "fp16", "fp32")
+PRECISIONS = ("int8", "mixed", "fp16", "fp32")
 STAND_IN = {"backend": "onnx", "device": "cpu"}
 BUILDER = "tensorrt_rtx_bindings"
 

@@ -16,8 +16,9 @@ from edge.errors import IncompatibleArtifactError
 from edge.folders import sha256, write_atomically
 from edge.progress import step
 
-# Precisions that the file itself carries: explicit Q/DQ is int8, float16 and float32 tensors are what they are.
-_AS_WRITTEN = ("int8", "fp16", "fp32")
+# Precisions that the file itself carries: explicit Q/DQ is int8 or mixed, float16 and float32 tensors are what they
+# are.
+_AS_WRITTEN = ("int8", "mixed", "fp16", "fp32")
 
 
 def engine(trt: Any, logger: Any, artifact: Artifact, gpu: str) -> bytes:
@@ -79,7 +80,9 @@ def _permit(trt: Any, config: Any, artifact: Artifact, strongly_typed: bool) -> 
         config.clear_flag(trt.BuilderFlag.TF32)
     if strongly_typed or artifact.precision == "fp32":
         return
-    flag = getattr(trt.BuilderFlag, {"int8": "INT8", "fp16": "FP16"}.get(artifact.precision, ""), None)
+    flag = getattr(
+        trt.BuilderFlag, {"int8": "INT8", "mixed": "INT8", "fp16": "FP16"}.get(artifact.precision, ""), None
+    )
     if flag is None:
         raise IncompatibleArtifactError(
             f"TensorRT {trt.__version__} has no switch for precision {artifact.precision}",

@@ -25,7 +25,7 @@ FLIPS = {
     CORRECTED: ("#0b6fb8", "D"),
 }
 MANY = 2000  # beyond that many points a chart's points are drawn as pixels, the rest stays vectors
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edgeqc",
     "svg.fonttype": "none",
     "font.size": 10,
@@ -151,22 +151,26 @@ def _limits(values: NDArray[Any]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def svg_bytes(figure: Any, *, transparent: bool = True) -> bytes:
+    """A figure as SVG, the same bytes for the same picture, in the reader's own font."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", transparent=transparent, metadata={"Date": None})
+    svg = re.sub(rb"<metadata>.*?</metadata>", b"", stream.getvalue(), flags=re.DOTALL)
+    svg = re.sub(rb"<!DOCTYPE.*?>", b"", svg, flags=re.DOTALL)
+    return re.sub(rb"'DejaVu Sans'[^;\"]*", b"system-ui, sans-serif", svg)
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Axes on a new figure of that many inches, and the function that turns it into a `data:` URI."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
 
         def finish() -> str:
-            stream = io.BytesIO()
-            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-            svg = re.sub(rb"<metadata>.*?</metadata>", b"", stream.getvalue(), flags=re.DOTALL)
-            svg = re.sub(rb"<!DOCTYPE.*?>", b"", svg, flags=re.DOTALL)
-            svg = re.sub(rb"'DejaVu Sans'[^;\"]*", b"system-ui, sans-serif", svg)
-            return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
+            return "data:image/svg+xml;base64," + base64.b64encode(svg_bytes(figure)).decode("ascii")
 
         yield axes, finish

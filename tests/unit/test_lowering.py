@@ -23,6 +23,7 @@ from edge.inspector import open_inspector  # noqa: E402
 from edge.postprocess import dequantize  # noqa: E402
 from edge.preprocess import InputSpec, encode, resize  # noqa: E402
 from quantize import models  # noqa: E402
+from quantize.layers import find_layers  # noqa: E402
 from quantize.models.pixel_confidence import PixelConfidence  # noqa: E402
 from quantize.models.pixel_only import POOLINGS  # noqa: E402
 from quantize.models.sample_centric import global_maximum  # noqa: E402
@@ -35,6 +36,7 @@ from targets.tflite_writer import pack, tflite  # noqa: E402
 
 HEIGHT, WIDTH = 32, 48
 INT8 = [("openvino", "int8"), ("edgetpu", "int8"), ("tensorrt", "int8"), ("onnx", "int8")]
+MIXED = [(name, "mixed") for name in ("openvino", "tensorrt", "onnx")]
 FLOAT = [(name, precision) for name in ("openvino", "tensorrt", "onnx") for precision in ("fp16", "fp32")]
 # Quantization steps between two runtimes on one grid: kernels round ties and requantize in their own ways. On
 # average below one step; single mask pixels, of some hundred, get farther through 60 layers.
@@ -348,7 +350,7 @@ def test_an_operation_that_not_every_target_runs_is_refused(network):
 
 
 @pytest.mark.parametrize("name", models.names())
-@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["int8", "mixed", "fp16", "fp32"])
 def test_nvidias_parser_and_builder_accept_the_file(precision, name, tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings")
     lowered = _lower(_network(name), "tensorrt", precision, tmp_path)
@@ -366,6 +368,66 @@ def test_what_nvidias_parser_refuses_is_an_error_with_its_words(tmp_path, networ
     with pytest.raises(CompilerError, match="parser refuses") as caught:
         tensorrt.build(tmp_path / "model.onnx")
     assert "NoSuchOperation" in str(caught.value)
+
+
+# Mixed precision
+
+
+@pytest.mark.parametrize(("target", "precision"), MIXED)
+def test_mixed_runs_both_kinds_of_convolutions_and_says_which(target, precision, tmp_path, network):
+    lowered = _lower(network, target, precision, tmp_path)
+    float_layers = lowered.facts["float_layers"]
+    assert float_layers and 0.9 <= lowered.facts["int8_mac_share"] < 1
+    kinds = (_openvino_convolutions if target == "openvino" else _onnx_convolutions)(tmp_path)
+    wanted = sum(layer.name in float_layers for layer in find_layers(network.grid.prepared) if layer.macs)
+    assert kinds["float"] == wanted > 0 and kinds["int8"] > 20
+
+
+def _onnx_convolutions(folder):
+    """What the file asks for: int8 is both operands behind a DequantizeLinear, and a QuantizeLinear in the end."""
+    graph = onnx.load(folder / "model.onnx").graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    readers = {name: node for node in graph.node for name in node.input}
+    kinds = {"int8": 0, "float": 0}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            after = readers.get(node.output[0])
+            after = readers.get(after.output[0]) if after is not None and after.op_type == "Clip" else after
+            int8 = made.get(node.input[0]) == made.get(node.input[1]) == "DequantizeLinear"
+            kinds[
+                "int8" if int8 and after is not None and after.op_type == "QuantizeLinear" else "float"
+            ] += 1
+    return kinds
+
+
+def _openvino_convolutions(folder):
+    """What OpenVINO's CPU plugin makes of them."""
+    ov = pytest.importorskip("openvino")
+    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kinds = [
+        fact["runtimePrecision"].astype(str)
+        for fact in facts
+        if fact["layerType"].astype(str) == "Convolution"
+    ]
+    return {"int8": sum(kind in ("i8", "u8") for kind in kinds), "float": kinds.count("f32")}
+
+
+@pytest.mark.parametrize(("target", "precision"), MIXED)
+def test_mixed_is_nearer_to_full_precision_than_int8(target, precision, tmp_path, network):
+    _needs(target)
+    full = _expected(network, network.folded)["mask"]
+    away = {}
+    for kind in ("int8", precision):
+        lowered = _lower(network, target, kind, tmp_path / kind)
+        with _inspector(tmp_path / kind, target, kind, lowered) as inspector:
+            away[kind] = float(np.square(_answers(inspector, network)["mask"] - full).mean())
+    assert away["mixed"] < 0.8 * away["int8"]
+
+
+def test_the_edge_tpu_has_no_mixed_precision(tmp_path, network):
+    with pytest.raises(TargetError, match="mixed"):
+        _lower(network, "edgetpu", "mixed", tmp_path)
 
 
 # Edge TPU
