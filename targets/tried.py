@@ -46,8 +46,9 @@ def read_tried(folder: Path) -> tuple[Tried, ...]:
     if not file.is_file():  # a RUN, or a prediction file
         return ()
     try:
-        return tried(json.loads(file.read_bytes())["candidates"])
-    except (OSError, ValueError, TypeError, KeyError) as exc:
+        # Another exporter than ours need not tell of candidates.
+        return tried(json.loads(file.read_bytes()).get("candidates", ()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
         raise ArtifactError(
             f"{file} is not readable as a gate's record",
             got=f"{type(exc).__name__}: {exc}",

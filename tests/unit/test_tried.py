@@ -31,13 +31,15 @@ def test_candidates_are_read_in_order_with_the_devices_objections(tmp_path):
     assert last.precision == "fp16" and last.passed and math.isnan(last.mask_agreement)
 
 
-def test_a_run_and_a_prediction_file_tell_of_none(tmp_path):
+def test_a_run_a_prediction_file_and_another_exporter_tell_of_none(tmp_path):
     (tmp_path / "p.npz").write_bytes(b"")
     assert read_tried(tmp_path) == read_tried(tmp_path / "p.npz") == ()
+    (tmp_path / GATE).write_text('{"passed": true}')  # another exporter's
+    assert read_tried(tmp_path) == ()
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"candidates": [{"precision": "int8"}]}', '{"candidates": 3}']
+    "content", ["{", "[]", '{"candidates": [{"precision": "int8"}]}', '{"candidates": 3}']
 )
 def test_a_record_that_export_did_not_write_is_one_message(tmp_path, content):
     (tmp_path / GATE).write_text(content)
