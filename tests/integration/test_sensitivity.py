@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tiny_run import write_dataset, write_run_folder
+from tiny_run import NO_BUDGET, write_dataset, write_run_folder
 
 pytest.importorskip("torch", reason="measuring layers needs the toolkit")
 
@@ -66,7 +66,7 @@ def test_no_part_sets_ranges_and_is_measured_on(data):
 def test_a_mixed_artifact_says_so_and_passes_its_self_test(data, run, tmp_path, target):
     pytest.importorskip("openvino" if target == "openvino" else "onnxruntime")
     out = tmp_path / "a"
-    words = ["export", run, "--target", target, "--data", data, "--out", out, "--calibration", 16]
+    words = ["export", run, "--target", target, "--data", data, "--out", out, "--calibration", 16, *NO_BUDGET]
     assert cli.main([*map(str, words), "--precision", "mixed"]) == 0
     artifact = Artifact.open(out)
     assert artifact.precision == "mixed"
