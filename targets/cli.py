@@ -30,6 +30,11 @@ def _configure_export(parser: ArgumentParser) -> None:
     parser.add_argument("--calibration", type=int, default=None, metavar="N", help="calibration samples")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of calibration samples")
     parser.add_argument(
+        "--all-candidates",
+        action="store_true",
+        help="measure what comes after the first that passes, too; the artifact is the same",
+    )
+    parser.add_argument(
         "--allow-cpu",
         action="store_true",
         help="edgetpu: accept operations that would run on the CPU (see `edgeqc lint`)",
@@ -62,14 +67,17 @@ def _export(arguments: Namespace) -> Outcome:
         else arguments.calibration,
         seed=arguments.seed,
         allow_cpu=arguments.allow_cpu,
+        all_candidates=arguments.all_candidates,
     )
     lines = []
     for candidate in exported.candidates:
         row = candidate.row
         verdict = "passed" if not candidate.reasons else "missed: " + "; ".join(candidate.reasons)
         where = "stand-in, not verified on device" if row["stand_in"] else row["ran_on"]["device"]
+        grid = f" ({candidate.ranges} ranges)" if candidate.ranges else ""
         lines.append(
-            f"{target.NAME} {candidate.precision} on {where}: {row['flips']} flips of {row['n']} on val, {verdict}"
+            f"{target.NAME} {candidate.precision}{grid} on {where}:"
+            f" {row['flips']} flips of {row['n']} on val, {verdict}"
         )
     artifact = exported.artifact
     if told := fallback(tried(map(asdict, exported.candidates))):
@@ -88,7 +96,13 @@ def _export(arguments: Namespace) -> Outcome:
         "profile": profile.name,
         "gate": manifest["gate"],
         "candidates": [
-            {"precision": c.precision, "passed": not c.reasons, "reasons": c.reasons, "row": c.row}
+            {
+                "precision": c.precision,
+                "ranges": c.ranges,
+                "passed": not c.reasons,
+                "reasons": c.reasons,
+                "row": c.row,
+            }
             for c in exported.candidates
         ],
     }

@@ -1,15 +1,15 @@
 """`edgeqc export`: calibrate, lower, measure the saved artifact through the shipped runtime, gate.
 
-Candidates are tried in the profile's order of precision. The first that passes the budget on `val` becomes the
-artifact; when none does, the last tried is kept under a name that says `rejected`, with its true numbers, and
-the exit code is 3. Thresholds are copied from the RUN unchanged, so a flip is a flip.
+Candidates are tried in the profile's order of precision, int8 with two kinds of ranges. The first that passes the
+budget on `val` becomes the artifact; when none does, the last tried is kept under a name that says `rejected`, with
+its true numbers, and the exit code is 3. Thresholds are copied from the RUN unchanged, so a flip is a flip.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,10 +31,12 @@ from quantize.run import Run
 from targets import calibration, parity
 from targets.errors import TargetError
 from targets.gate import Budget
-from targets.lowering import Lowered, Network, Target
+from targets.lowering import ON_GRID, Lowered, Network, Target
 from targets.profile import Profile
 
 GOLDEN_FRAMES = 8
+# Names of `quantize.ranges`, which only those who calibrate import.
+DEFAULT_METHOD, UNCLIPPED = "mse", "minmax"
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Candidate:
     """One precision that was tried.
 
     Attributes:
+        ranges: how the ranges of the grid were chosen, see `quantize.ranges`; None off the grid, or where it was tuned.
         row: the `artifacts` row of `parity.json` against full precision on the gate's split.
         reasons: the limits of the budget that it broke, and the device's objections; empty when it passed.
     """
 
     precision: str
+    ranges: str | None
     row: dict[str, Any]
     reasons: list[str]
 
@@ -72,10 +76,13 @@ def export(
     calibration_count: int = calibration.DEFAULT_COUNT,
     seed: int = 0,
     allow_cpu: bool = False,
+    all_candidates: bool = False,
 ) -> Exported:
     """Export `run` for `target` into the new folder `out`.
 
-    A candidate of which the device would leave operations to the CPU does not pass, unless `allow_cpu`.
+    Candidates are tried until one passes; with `all_candidates` the others are measured too, and the first that
+    passed is still the artifact. One of which the device would leave operations to the CPU does not pass, unless
+    `allow_cpu`.
 
     Raises:
         InputError: bad data set, copies of its split `decide` elsewhere in it, existing `out`.
@@ -115,31 +122,55 @@ def export(
     facts["calibration"]["dataset_digest"] = dataset_digest(samples)
 
     candidates: list[Candidate] = []
+    manifests: list[tuple[Path, dict[str, Any]]] = []
     # Everything is made and measured in a staging folder, so that neither name is seen before its verdict is in.
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        for precision in order:
-            folder = Path(staging) / precision
+        for precision, ranges, on_grid in _candidates(order, network):
+            folder = Path(staging) / f"{precision}-{ranges}"
             folder.mkdir()
-            with step(f"lowering to {target.NAME} {precision}"):
-                lowered = target.lower(network, precision, folder, profile)
-            draft = write_manifest(folder, {**facts, **lowered.manifest(), "precision": precision})
+            own = {**facts, "calibration": {**facts["calibration"], "ranges": ranges}}
+            with step(f"lowering to {target.NAME} {precision}{f', ranges by {ranges}' if ranges else ''}"):
+                lowered = target.lower(on_grid, precision, folder, profile)
+            draft = write_manifest(folder, {**own, **lowered.manifest(), "precision": precision})
             with parity.open_here(draft.path) as inspector:
                 objections = () if allow_cpu else lowered.objections
-                candidates.append(_measure(inspector, precision, val, reference, budget, objections))
+                row, reasons = _measure(inspector, precision, val, reference, budget, objections)
+                candidates.append(Candidate(precision, ranges, row, reasons))
                 golden.write(inspector, golden_frames, folder / GOLDEN)
-                final = _with_verdict(facts, lowered, precision, inspector, candidates[-1])
-            write_json(
-                folder / GATE, {"budget": asdict(budget), "candidates": [asdict(c) for c in candidates]}
-            )
-            write_manifest(folder, final)
-            if not candidates[-1].reasons:
-                folder.rename(out)
-                return Exported(Artifact.open(out), candidates, passed=True)
-        if rejected.exists():
+                final = _with_verdict(own, lowered, precision, inspector, candidates[-1])
+            manifests.append((folder, final))
+            if not reasons and not all_candidates:
+                break
+        passed = next((place for place, one in enumerate(candidates) if not one.reasons), None)
+        folder, final = manifests[-1 if passed is None else passed]
+        write_json(folder / GATE, {"budget": asdict(budget), "candidates": [asdict(c) for c in candidates]})
+        write_manifest(folder, final)
+        kept = rejected if passed is None else out
+        if passed is None and rejected.exists():  # an export's, as `_refuse_foreign` saw
             shutil.rmtree(rejected)
-        folder.rename(rejected)
-    return Exported(Artifact.open(rejected), candidates, passed=False)
+        folder.rename(kept)
+    return Exported(Artifact.open(kept), candidates, passed is not None)
+
+
+def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, str | None, Network]]:
+    """Precision, ranges and network of everything to try, in this order.
+
+    On the grid, ranges of least squared error come first; where they do not pass, those that clip nothing are tried.
+    Which one is nearer differs from network to network, and the tails are the defects.
+    """
+    for precision in order:
+        if precision not in ON_GRID or (network.tuned and precision == "int8"):
+            yield precision, None, network
+        elif precision != "int8":
+            yield precision, DEFAULT_METHOD, network
+        else:
+            for ranges in dict.fromkeys((DEFAULT_METHOD, UNCLIPPED)):
+                yield (
+                    precision,
+                    ranges,
+                    network if ranges == DEFAULT_METHOD else replace(network, method=ranges),
+                )
 
 
 def _measure(
@@ -149,8 +180,8 @@ def _measure(
     reference: Predictions,
     budget: Budget,
     objections: Sequence[str],
-) -> Candidate:
-    """Predict `val` with the saved files through the runtime, and judge them against full precision.
+) -> tuple[dict[str, Any], list[str]]:
+    """Predict `val` with the saved files through the runtime: the row against full precision, and what it breaks.
 
     `objections` are reasons from elsewhere why the candidate does not pass.
     """
@@ -158,7 +189,7 @@ def _measure(
     predictions = predict(inspector, list(val), what=f"{name} {precision} on val")
     candidate = parity.Candidate(name, name, precision, predictions)
     row = parity.compare(reference, [candidate], val, budget)["artifacts"][0]
-    return Candidate(precision, row, [*row["reasons"], *objections])
+    return row, [*row["reasons"], *objections]
 
 
 def _refuse_foreign(rejected: Path) -> None:

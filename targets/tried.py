@@ -20,6 +20,7 @@ class Tried:
     """One precision that was tried, with its numbers on the gate's split.
 
     Attributes:
+        ranges: how the ranges of the grid were chosen; empty where there was nothing to choose, or it is not told.
         mask_agreement: NaN where there was nothing to measure it on.
         reasons: why it did not pass; empty when it did.
     """
@@ -30,6 +31,7 @@ class Tried:
     new_misses: int
     mask_agreement: float
     reasons: tuple[str, ...] = ()
+    ranges: str = ""
 
     @property
     def passed(self) -> bool:
@@ -59,11 +61,12 @@ def read_tried(folder: Path) -> tuple[Tried, ...]:
 def tried(candidates: Iterable[Mapping[str, Any]]) -> tuple[Tried, ...]:
     """`candidates` of `gate.json` as data."""
     return tuple(
-        _one(candidate["precision"], candidate["row"], candidate["reasons"]) for candidate in candidates
+        _one(candidate["precision"], candidate["row"], candidate["reasons"], candidate.get("ranges") or "")
+        for candidate in candidates
     )
 
 
-def _one(precision: str, row: Mapping[str, Any], reasons: Sequence[str]) -> Tried:
+def _one(precision: str, row: Mapping[str, Any], reasons: Sequence[str], ranges: str) -> Tried:
     agreement = row["mask_agreement_iou"]
     return Tried(
         str(precision),
@@ -72,12 +75,17 @@ def _one(precision: str, row: Mapping[str, Any], reasons: Sequence[str]) -> Trie
         int(row["new_misses"]),
         math.nan if agreement is None else float(agreement),  # JSON has no NaN
         tuple(map(str, reasons)),
+        ranges,
     )
 
 
 def fallback(candidates: Sequence[Tried]) -> str:
     """One sentence where int8 was tried, missed, and another precision passed in its place; else empty."""
-    if not candidates or not candidates[-1].passed or all(one.precision != WANTED for one in candidates[:-1]):
+    shipped = next((place for place, one in enumerate(candidates) if one.passed), None)
+    if shipped is None:
         return ""
-    missed = [f"{one.precision} missed: {'; '.join(one.reasons)}" for one in candidates if not one.passed]
-    return "; ".join([*missed, f"shipped as {candidates[-1].precision}"])
+    before = candidates[:shipped]
+    if candidates[shipped].precision == WANTED or all(one.precision != WANTED for one in before):
+        return ""
+    missed = [f"{one.precision} missed: {'; '.join(one.reasons)}" for one in before]
+    return "; ".join([*missed, f"shipped as {candidates[shipped].precision}"])

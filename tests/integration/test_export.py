@@ -261,7 +261,13 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path, ca
     file = tmp_path / "said.json"
     code = cli.main([*map(str, arguments), "--min-mask-agreement", "0.9999", "--json", str(file)])
     said = json.loads(file.read_text())
-    assert [candidate["precision"] for candidate in said["candidates"]][:3] == ["int8", "mixed", "fp16"]
+    assert [candidate["precision"] for candidate in said["candidates"]][:4] == [
+        "int8",
+        "int8",
+        "mixed",
+        "fp16",
+    ]
+    assert [candidate["ranges"] for candidate in said["candidates"]][:4] == ["mse", "minmax", "mse", None]
     assert code == 0 and said["precision"] in ("mixed", "fp16", "fp32")
     assert not said["candidates"][0]["passed"]
     assert not (tmp_path / "artifact.rejected").exists()
@@ -284,6 +290,29 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path, ca
     assert cli.main(list(map(str, words))) in (0, 3)
     page = (tmp_path / "p" / "report.html").read_text()
     assert missed in page and "Candidates that export tried" in page
+
+
+def test_all_candidates_are_measured_and_the_first_that_passes_is_the_artifact(data, run, tmp_path):
+    words = ["export", run, "--target", "onnx", "--data", data, "--out", tmp_path / "a", "--calibration", 16]
+    file = tmp_path / "said.json"
+    asked = [
+        *words,
+        *LOOSE_MASKS,
+        "--all-candidates",
+        "--precision",
+        "int8",
+        "--precision",
+        "fp32",
+        "--json",
+        file,
+    ]
+    assert cli.main(list(map(str, asked))) == 0
+    said = json.loads(file.read_text())
+    tried = [(one["precision"], one["ranges"], one["passed"]) for one in said["candidates"]]
+    assert tried == [("int8", "mse", True), ("int8", "minmax", True), ("fp32", None, True)]
+    artifact = Artifact.open(tmp_path / "a")
+    assert artifact.precision == "int8" and artifact.manifest["calibration"]["ranges"] == "mse"
+    assert len(json.loads((tmp_path / "a" / "gate.json").read_text())["candidates"]) == 3
 
 
 def test_full_precision_is_exported_by_a_process_that_never_quantized(data, run, tmp_path):

@@ -64,6 +64,8 @@ def test_a_fallback_names_what_missed_and_what_ships():
         [NO_FP16, FP32],
         [INT8],  # nothing ships
         [INT8, NO_FP16],
+        [INT8, Tried("int8", 133, 1, 0, 0.98, (), "minmax")],  # int8 ships, with other ranges
+        [Tried("int8", 133, 0, 0, 0.99), INT8, FP16],  # the others were only measured
     ],
 )
 def test_anything_else_is_no_fallback(candidates):
