@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ OLDEST, NEWEST = (3, 9), (3, 13)
 ALLOWED = {"numpy", "edge"}
 # The runtime's own suite; it needs numpy and pytest, and runs the backends whose SDKs there are.
 RUNTIME_SUITE = ("tests/contract", "tests/unit/test_edge_*.py", "tests/hostile/test_edge_*.py")
+
+SDKS = "edgeqc[images,openvino,litert,onnx] @ "
 
 LIST_MODULES = (
     "import sys; before = set(sys.modules); {statement}; "
@@ -146,7 +149,56 @@ def test_the_runtime_s_suite_with_numpy_alone(device):
 @pytest.mark.slow
 def test_the_runtime_s_suite_with_the_sdks(device):
     """Every backend that has a wheel for this Python."""
-    install(device, "edgeqc[images,openvino,litert,onnx] @ " + (device / "source").as_uri(), "hypothesis")
+    install(device, SDKS + (device / "source").as_uri(), "hypothesis")
     out = suite(device)
     for name in ("openvino", "litert", "onnx"):
         assert f"backend {name} is not usable here" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "edgetpu"])
+def test_a_device_s_answers_come_back_to_the_workstation(device, target, tmp_path):
+    """`predict` on a camera without torch, `parity` here."""
+    pytest.importorskip("torch", reason="exporting needs the toolkit")
+    from edge import cli
+    from tiny_run import LOOSE_MASKS, NO_BUDGET, write_dataset, write_run_folder
+
+    install(device, SDKS + (device / "source").as_uri())
+    run, data = write_run_folder(tmp_path / "run"), write_dataset(tmp_path / "set")
+    artifact = tmp_path / "artifact"
+    words = ["export", run, "--target", target, "--data", data, "--out", artifact, "--calibration", 16]
+    assert cli.main([*map(str, words), *LOOSE_MASKS, "--max-flips", "0.1"]) == 0
+
+    camera = device / f"camera-{target}"
+    shutil.copytree(artifact, camera / "artifact")
+    shutil.copytree(data, camera / "set")
+    edgeqc = str(device / "venv" / "bin" / "edgeqc")
+    asked = [edgeqc, "predict", "artifact", "--data", "set", "--split", "test", "--out", "answers.npz"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    said = subprocess.run([*asked, "--stand-in"], cwd=camera, capture_output=True, text=True, env=environment)
+    assert said.returncode == 0, said.stderr
+    torch = subprocess.run(
+        [str(device / "venv" / "bin" / "python"), "-c", "import torch"], capture_output=True
+    )
+    assert torch.returncode != 0, "the camera has torch, so this shows nothing"
+
+    answers = tmp_path / "answers.npz"
+    shutil.copy(camera / "answers.npz", answers)
+    words = [
+        "parity",
+        answers,
+        artifact,
+        "--reference",
+        run,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "parity",
+        *NO_BUDGET,
+    ]
+    assert cli.main(list(map(str, words))) == 0
+    result = json.loads((tmp_path / "parity" / "parity.json").read_text())
+    there, here = result["artifacts"]
+    assert there["n"] == here["n"] > 0 and there["target"] == target
+    # Another release of the SDK may round in its own way; the same file decides the same.
+    assert result["cross"][0]["flips"] == 0
