@@ -26,7 +26,7 @@ from edge.artifact import write_manifest  # noqa: E402
 from targets.layers import program  # noqa: E402
 from targets.tflite_file import read  # noqa: E402
 from targets.tflite_writer import pack  # noqa: E402
-from tiny_run import write_dataset, write_run_folder  # noqa: E402
+from tiny_run import NO_BUDGET, write_dataset, write_run_folder  # noqa: E402
 
 TARGETS = ("openvino", "edgetpu", "onnx", "tensorrt")
 
@@ -43,7 +43,7 @@ def artifacts(tmp_path_factory, data):
     run = write_run_folder(folder / "run", threshold=-1000.0)
     for target in TARGETS:
         words = ["export", run, "--target", target, "--data", data, "--out", folder / target]
-        assert cli.main([*map(str, words), "--calibration", "16", "--precision", "int8"]) == 0
+        assert cli.main([*map(str, words), "--calibration", "16", "--precision", "int8", *NO_BUDGET]) == 0
     return folder
 
 
@@ -236,7 +236,7 @@ def test_two_grids_are_refused(artifacts, data, tmp_path, capsys):
     run = write_run_folder(tmp_path / "run", seed=1, threshold=-1000.0)
     other = tmp_path / "other"
     words = ["export", run, "--target", "onnx", "--data", data, "--out", other, "--precision", "int8"]
-    assert cli.main(list(map(str, words))) == 0
+    assert cli.main([*map(str, words), *NO_BUDGET]) == 0
     capsys.readouterr()
     _refused(capsys, artifacts / "openvino", other, data=data, says="not two lowerings of one grid")
 
