@@ -319,7 +319,7 @@ def test_what_cannot_be_tapped_is_refused(artifacts, damaged, data, capsys):
     [
         (("--reference", "run"), "without full precision"),
         (("--max-flips", "0.1"), "a budget is about verdicts"),
-        (("--max-new-misses", "0"), "a budget is about verdicts"),
+        (("--max-new-misses", "1"), "a budget is about verdicts"),
         (("--samples", "0"), "leave nothing to judge by"),
         (("--tolerance", "0.5"), "leave nothing to judge by"),
         (("--tolerance", "nan"), "leave nothing to judge by"),

@@ -551,9 +551,9 @@ def test_it_runs_in_an_interpreter_of_the_compilers_age(name, tmp_path):
         new = interpreter.get_tensor(detail["index"]).ravel().astype(int)
         # Not byte for byte: even one release's own reference and optimized kernels differ by 2 steps.
         away = np.abs(new - np.array(old["outputs"][detail["name"]]))
-        assert away.max() <= FARTHEST_STEPS
+        assert away.max() <= FARTHEST_STEPS * SLACK.get(name, 1)
         if away.size > 1:  # a verdict is one value: its mean says nothing more
-            assert away.mean() <= 2.5
+            assert away.mean() <= 2.5 * SLACK.get(name, 1)
 
 
 def test_a_named_old_interpreter_that_does_not_work_is_an_error(tflite_bytes, tmp_path, monkeypatch):

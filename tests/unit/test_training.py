@@ -284,7 +284,7 @@ def test_the_verbs_train_and_evaluate(surfaces, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        ("--epochs", "0"),
+        ("--epochs", "-1"),
         ("--input-size", "250"),
         ("--input-size", "x"),
         ("--size", "huge"),
