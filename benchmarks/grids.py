@@ -31,12 +31,11 @@ GOOD_STEP = 3
 
 @dataclass(frozen=True)
 class Grid:
-    """One way to choose integers; `weights_only` leaves the activations in float."""
+    """One way to choose integers."""
 
     id: str
     rounding: str
     ranges: str
-    weights_only: bool = False
 
 
 GRIDS = (
@@ -44,7 +43,6 @@ GRIDS = (
     Grid("minmax", "second-order", "minmax"),
     Grid("mse", "second-order", "mse"),
     Grid("percentile", "second-order", "percentile"),
-    Grid("weights", "second-order", "mse", weights_only=True),
 )
 
 
@@ -92,8 +90,7 @@ def measure(run_folder: Path, data: Path, grid: Grid) -> dict[str, Any]:
             method=grid.ranges,
             rounding=grid.rounding,
         )
-        # Observers pass on what they see: the rounded weights with activations in float.
-        graph = calibrated.prepared if grid.weights_only else calibrated.folded
+        graph = calibrated.folded
     return _compare(network, graph, images, run.decision.threshold, run.decision.mask_threshold)
 
 
@@ -133,8 +130,7 @@ def _answers(module: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor
 
 
 def _rows(grid: Grid, fold: int, made: dict[str, Any] | None) -> list[dict[str, Any]]:
-    kind = "weights alone" if grid.weights_only else f"ranges {grid.ranges}"
-    what = f"third {fold}, {grid.rounding} rounding, {kind}"
+    what = f"third {fold}, {grid.rounding} rounding, ranges {grid.ranges}"
     id = f"{grid.id}.{fold}"
     if made is None:
         return [results_file.row(id, what, None)]
