@@ -19,6 +19,7 @@ from benchmarks import results_file
 from benchmarks.recipes.__main__ import EPOCHS
 from benchmarks.recipes.folds import FOLDS
 from edge.folders import write_json
+from quantize.recipe import WIDENING, GridRecipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,18 +32,27 @@ GOOD_STEP = 3
 
 @dataclass(frozen=True)
 class Grid:
-    """One way to choose integers."""
+    """One way to choose integers, and what people call it."""
 
     id: str
-    rounding: str
-    ranges: str
+    title: str
+    recipe: GridRecipe
+
+
+def _plain(rounding: str, ranges: str) -> GridRecipe:
+    return GridRecipe(ranges, rounding, one_sided=False, equalised=False)
 
 
 GRIDS = (
-    Grid("nearest", "nearest", "minmax"),
-    Grid("minmax", "second-order", "minmax"),
-    Grid("mse", "second-order", "mse"),
-    Grid("percentile", "second-order", "percentile"),
+    Grid("nearest", "nearest rounding, ranges minmax", _plain("nearest", "minmax")),
+    Grid("minmax", "second-order rounding, ranges minmax", _plain("second-order", "minmax")),
+    Grid("mse", "second-order rounding, ranges mse", _plain("second-order", "mse")),
+    Grid("percentile", "second-order rounding, ranges percentile", _plain("second-order", "percentile")),
+    Grid("one-sided", "as mse, one-sided tensors on all of the grid", GridRecipe(equalised=False)),
+    Grid("equalised", "as one-sided, equalised", GridRecipe()),
+    Grid("equalised-minmax", "as equalised, ranges minmax", GridRecipe(ranges="minmax")),
+    Grid("widened", "as equalised, 10 % wider", GridRecipe(widening=WIDENING)),
+    Grid("widened-25", "as equalised, 25 % wider", GridRecipe(widening=0.25)),
 )
 
 
@@ -87,8 +97,7 @@ def measure(run_folder: Path, data: Path, grid: Grid) -> dict[str, Any]:
             network,
             centered(train.tiles[torch.cat(chosen)]).split(1),
             input_shape=(run.input.channels, run.input.height, run.input.width),
-            method=grid.ranges,
-            rounding=grid.rounding,
+            recipe=grid.recipe,
         )
         graph = calibrated.folded
     return _compare(network, graph, images, run.decision.threshold, run.decision.mask_threshold)
@@ -130,7 +139,7 @@ def _answers(module: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor
 
 
 def _rows(grid: Grid, fold: int, made: dict[str, Any] | None) -> list[dict[str, Any]]:
-    what = f"third {fold}, {grid.rounding} rounding, ranges {grid.ranges}"
+    what = f"third {fold}, {grid.title}"
     id = f"{grid.id}.{fold}"
     if made is None:
         return [results_file.row(id, what, None)]

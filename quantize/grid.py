@@ -1,10 +1,14 @@
 """The one integer grid: a calibrated PT2E graph that every target lowers as it is.
 
-Every tensor of the network lies on a symmetric int8 grid with zero point 0, the intersection of what
-OpenVINO, TensorRT (which refuses other zero points) and TFLite execute. Weights have one scale per output
-channel, biases stay float and go where the target wants them. TFLite's rules about equal scales hold:
-max pool, nearest upsampling and reshapes keep their input's scale. The input is fixed at scale 1/128, so that
-int8 = uint8 ^ 0x80.
+Every tensor of the network lies on an int8 grid with zero point 0 that OpenVINO, TensorRT and TFLite all execute; but
+for those that are never negative and that convolutions alone read, whose zero point is -128, so that their steps are
+half as wide. TensorRT refuses zero points other than 0: there such a tensor is shifted by 128 steps, which biases take
+back, and holds the same integers (`targets.onnx_writer`). Weights have one scale per output channel, biases stay float
+and go where the target wants them. TFLite's rules about equal scales hold: max pool, nearest upsampling and reshapes
+keep their input's scale. The input is fixed at scale 1/128, so that int8 = uint8 ^ 0x80.
+
+Before it is calibrated, a network is equalised (`quantize.equalisation`) and, if asked to, widened
+(`quantize.widening`). In full precision both leave its function what it was.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
+from edge.progress import progress
 from quantize.capture import capture, place, source_line
+from quantize.equalisation import equalise
 from quantize.errors import CalibrationError, QuantizeError
 from quantize.operations import (
     CLAMPS,
@@ -39,19 +45,22 @@ from quantize.operations import (
     SAME_SCALE,
     SUMS,
     is_clamped,
+    is_one_sided,
     readers,
     source,
 )
 from quantize.quiet import quiet
-from quantize.ranges import DEFAULT_METHOD, RangeObserver
+from quantize.ranges import RangeObserver
+from quantize.recipe import ROUNDINGS, GridRecipe
 from quantize.replacements import instead_of
 from quantize.rounding import SMALLEST_SCALE, Moments, round_weights
+from quantize.widening import Widened, widen
 
 INPUT_SCALE = 1 / 128
 _NO_PLACE = " has no place on the integer grid"
 
-SECOND_ORDER = "second-order"
-ROUNDINGS = (SECOND_ORDER, "nearest")
+SECOND_ORDER, _ = ROUNDINGS
+_DEFAULT = GridRecipe()
 # Enough for the second moments of 577 inputs, and no more: the walk takes as long as they are many.
 ROUNDING_IMAGES = 64
 
@@ -81,15 +90,18 @@ class GridQuantizer(Quantizer):
             the layer that writes it and all that read it do: an int8 layer reads and writes int8.
     """
 
-    def __init__(self, method: str = DEFAULT_METHOD, leave: Collection[str] = ()) -> None:
+    def __init__(self, recipe: GridRecipe = _DEFAULT, leave: Collection[str] = ()) -> None:
         super().__init__()
-        self.leave = frozenset(leave)
-        self.activation = QuantizationSpec(
-            dtype=torch.int8,
-            quant_min=-128,
-            quant_max=127,
-            qscheme=torch.per_tensor_symmetric,
-            observer_or_fake_quant_ctr=RangeObserver.with_args(method=method),
+        self.recipe, self.leave = recipe, frozenset(leave)
+        self.symmetric, self.one_sided = (
+            QuantizationSpec(
+                dtype=torch.int8,
+                quant_min=-128,
+                quant_max=127,
+                qscheme=scheme,
+                observer_or_fake_quant_ctr=RangeObserver.with_args(method=recipe.ranges),
+            )
+            for scheme in (torch.per_tensor_symmetric, torch.per_tensor_affine)
         )
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
@@ -133,7 +145,7 @@ class GridQuantizer(Quantizer):
         """Nothing left to check: `annotate` refuses what it cannot place."""
 
     def _annotate(self, node: fx.Node) -> None:
-        own = None if is_clamped(node) else self.activation
+        own = None if is_clamped(node) else self.symmetric
         if node.name in self.leave:
             return
         if node.target in CONVOLUTIONS:
@@ -148,7 +160,7 @@ class GridQuantizer(Quantizer):
                     node, "an activation directly behind a convolution or a sum, read by nothing else"
                 )
             if _argument(node, 0).name not in self.leave:
-                self._mark(node, output=self.activation)
+                self._mark(node, output=self._activation(node))
         elif node.target in SAME_SCALE:
             tensor = _argument(node, 0)
             if not self._stays_float(source(tensor)):
@@ -161,7 +173,11 @@ class GridQuantizer(Quantizer):
         return writer.name in self.leave and all(reader.name in self.leave for reader in readers(tensor))
 
     def _edge(self, node: fx.Node, index: int) -> Any:
-        return INPUT if _argument(node, index).op == "placeholder" else self.activation
+        tensor = _argument(node, index)
+        return INPUT if tensor.op == "placeholder" else self._activation(source(tensor))
+
+    def _activation(self, tensor: fx.Node) -> QuantizationSpec:
+        return self.one_sided if self.recipe.one_sided and is_one_sided(tensor) else self.symmetric
 
     @staticmethod
     def _mark(node: fx.Node, inputs: dict[fx.Node, Any] | None = None, output: Any = None) -> None:
@@ -203,22 +219,22 @@ class CalibratedGrid:
         prepared: the graph with its observers, calibrated.
         input_shape: (channels, height, width).
         count: images that set the ranges.
-        method: how ranges were chosen.
-        rounding: how weights were rounded.
+        recipe: how it was made; None where the numbers come from a file.
         trained: the graph's parameters before they were rounded, by name.
         undisturbed: moments of the inputs of convolutions in full precision, by node, see `round_weights`; empty
             where weights were not rounded to second order.
         leave: graph nodes that stayed in float, see `GridQuantizer`.
+        widened: the channels that were copied, see `quantize.widening`; None where none were to be.
     """
 
     prepared: fx.GraphModule = field(repr=False)
     input_shape: tuple[int, int, int]
     count: int
-    method: str
-    rounding: str
+    recipe: GridRecipe | None
     trained: Mapping[str, Tensor] = field(repr=False)
     undisturbed: Mapping[str, Moments] = field(default_factory=dict, repr=False)
     leave: tuple[str, ...] = ()
+    widened: Widened | None = None
 
     @cached_property
     def folded(self) -> fx.GraphModule:
@@ -233,21 +249,20 @@ class CalibratedGrid:
 
 
 def prepare(
-    model: nn.Module,
-    input_shape: tuple[int, int, int],
-    method: str = DEFAULT_METHOD,
-    batch: int = 1,
-    leave: Collection[str] = (),
+    graph: fx.GraphModule, recipe: GridRecipe = _DEFAULT, leave: Collection[str] = ()
 ) -> fx.GraphModule:
-    """The graph of a float network, for `batch` images at a time, with observers that saw nothing yet.
-
-    The nodes `leave` stay in float, see `GridQuantizer`.
-    """
-    # A graph shares its parameters with the network, and rounding and training write to them.
-    network = copy.deepcopy(model)
+    """A captured graph with observers that saw nothing yet. The nodes `leave` stay in float, see `GridQuantizer`."""
     with torch.no_grad():
-        graph = capture(network, input_shape, batch)
-        return prepare_pt2e(graph, GridQuantizer(method, leave))  # type: ignore[no-any-return]
+        return prepare_pt2e(graph, GridQuantizer(recipe, leave))  # type: ignore[no-any-return]
+
+
+def capture_copy(model: nn.Module, input_shape: tuple[int, int, int], batch: int = 1) -> fx.GraphModule:
+    """The graph of a float network, for `batch` images at a time, with parameters of its own.
+
+    A graph shares them with the network that it was captured from, and all that is done to it on its way writes to
+    them.
+    """
+    return capture(copy.deepcopy(model), input_shape, batch)
 
 
 def parameters(prepared: fx.GraphModule) -> dict[str, Tensor]:
@@ -264,8 +279,7 @@ def calibrate(
     batches: Iterable[Tensor],
     *,
     input_shape: tuple[int, int, int],
-    method: str = DEFAULT_METHOD,
-    rounding: str = SECOND_ORDER,
+    recipe: GridRecipe = _DEFAULT,
     leave: Collection[str] = (),
 ) -> CalibratedGrid:
     """Put a float network on the grid.
@@ -274,8 +288,6 @@ def calibrate(
         model: eval mode, batch norm folded (`quantize.models.batch_norm.fold_batch_norm`).
         batches: float32 [N, C, H, W] in (p - 128) / 128; they set the ranges.
         input_shape: (C, H, W) that the network will be fixed to.
-        method: `minmax`, `percentile` or `mse`, see `quantize.ranges`.
-        rounding: `second-order` (`quantize.rounding`) or `nearest`.
         leave: graph nodes that stay in float, see `GridQuantizer`.
 
     Raises:
@@ -290,33 +302,44 @@ def calibrate(
                 got="NaN or infinity",
                 next_step="the training diverged: train again with a lower learning rate",
             )
-    if rounding not in ROUNDINGS:
-        raise QuantizeError(f"unknown rounding {rounding!r}", wanted=" or ".join(ROUNDINGS))
-    images: list[Tensor] = []
+    if recipe.rounding not in ROUNDINGS:
+        raise QuantizeError(f"unknown rounding {recipe.rounding!r}", wanted=" or ".join(ROUNDINGS))
+    images = _images(batches, tuple(input_shape))
+    graph = capture_copy(model, input_shape)
+    GridQuantizer(recipe, leave).annotate(graph)  # refuses what has no place before anything is changed
+    if recipe.equalised:
+        equalise(graph, images)
+    widened = widen(graph, images, recipe) if recipe.widening else None
+    prepared = prepare(graph, recipe, leave)
     with torch.no_grad():
-        prepared = prepare(model, input_shape, method, leave=leave)
-        for batch in batches:
-            if tuple(batch.shape[1:]) != tuple(input_shape):
-                raise CalibrationError(
-                    "a calibration image has the wrong shape", wanted=input_shape, got=tuple(batch.shape[1:])
-                )
-            for image in batch.split(1):
-                prepared(image)
-                images.append(image)
-    if not images:
-        raise CalibrationError("there are no calibration images", wanted="at least one")
+        for image in progress(images, "finding ranges"):
+            prepared(image)
     trained = parameters(prepared)
     undisturbed: dict[str, Moments] = {}
-    if rounding == SECOND_ORDER:
+    if recipe.rounding == SECOND_ORDER:
         # Good parts come first, defects last: what is looked at has to be of both.
         undisturbed = round_weights(prepared, CONVOLUTIONS, images[:: -(-len(images) // ROUNDING_IMAGES)])
     return CalibratedGrid(
         prepared,
         tuple(input_shape),
         len(images),
-        method,
-        rounding,
+        recipe,
         trained,
         undisturbed,
         tuple(sorted(leave)),
+        widened,
     )
+
+
+def _images(batches: Iterable[Tensor], shape: tuple[int, int, int]) -> list[Tensor]:
+    """The calibration images one by one, [1, C, H, W] each."""
+    images: list[Tensor] = []
+    for batch in batches:
+        if tuple(batch.shape[1:]) != shape:
+            raise CalibrationError(
+                "a calibration image has the wrong shape", wanted=shape, got=tuple(batch.shape[1:])
+            )
+        images += batch.split(1)
+    if not images:
+        raise CalibrationError("there are no calibration images", wanted="at least one")
+    return images

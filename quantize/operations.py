@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ OWN_SCALE: set[Any] = {_aten.mean.dim}
 NO_TENSOR: set[Any] = {_aten.sym_size.int, operator.getitem}
 # What computes new numbers, and so begins a layer; a clamp behind it belongs to it.
 COMPUTING: set[Any] = CONVOLUTIONS | SUMS | PRODUCTS | OWN_SCALE
+# What would overwrite an answer that is still looked at, and what computes the same without.
+OUT_OF_PLACE: dict[Any, Any] = {
+    _aten.add_.Tensor: _aten.add.Tensor,
+    _aten.hardtanh_.default: _aten.hardtanh.default,
+    _aten.relu_.default: _aten.relu.default,
+}
 
 
 def is_clamped(node: fx.Node) -> bool:
@@ -61,3 +68,32 @@ def source(node: fx.Node) -> fx.Node:
     while node.op == "call_module" or node.target in SAME_SCALE:
         node = node.all_input_nodes[0]
     return node
+
+
+def is_one_sided(node: fx.Node) -> bool:
+    """Whether a tensor is never negative, written by a convolution and its clamp, and read by convolutions alone.
+
+    Its least value then has a place of its own on the grid (zero point -128), and the steps are half as wide.
+    """
+    if node.target not in CLAMPS or bounds(node)[0] != 0 or not is_clamped(node.all_input_nodes[0]):
+        return False
+    return node.all_input_nodes[0].target in CONVOLUTIONS and all(
+        reader.target in CONVOLUTIONS for reader in _readers_of_any_kind(node)
+    )
+
+
+def bounds(clamp: fx.Node) -> tuple[float, float]:
+    """Least and largest value that a clamp lets through."""
+    name = str(clamp.target)
+    if "hardtanh" in name:
+        low, high, *_ = (*clamp.args[1:], *(-1.0, 1.0)[len(clamp.args) - 1 :])
+        return float(low), float(high)  # type: ignore[arg-type]
+    return 0.0, 6.0 if "relu6" in name else inf
+
+
+def _readers_of_any_kind(node: fx.Node) -> Iterator[fx.Node]:
+    for reader in node.users:
+        if reader.op == "call_module" or reader.target in SAME_SCALE:
+            yield from _readers_of_any_kind(reader)
+        else:
+            yield reader

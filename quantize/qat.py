@@ -43,12 +43,12 @@ class Thresholds:
 class FakeActivation(nn.Module):
     """Rounds a tensor to the grid; beyond the range no gradient flows."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, zero_point: int) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.zero_point = scale, zero_point
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, 0, -LEVELS - 1, LEVELS)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, -LEVELS - 1, LEVELS)
 
 
 class FakeWeight(nn.Module):
@@ -77,9 +77,12 @@ def with_fake_quant(prepared: fx.GraphModule) -> fx.GraphModule:
     ]
     for name, observer in observers:
         if id(observer) not in made:
-            scale = observer.calculate_qparams()[0].detach().float()  # type: ignore[no-untyped-call]
-            weight = isinstance(observer, PerChannelMinMaxObserver)
-            made[id(observer)] = FakeWeight(scale) if weight else FakeActivation(float(scale))
+            scale, zero_point = observer.calculate_qparams()  # type: ignore[no-untyped-call]
+            made[id(observer)] = (
+                FakeWeight(scale.detach().float())
+                if isinstance(observer, PerChannelMinMaxObserver)
+                else FakeActivation(float(scale), int(zero_point))
+            )
         setattr(graph, name, made[id(observer)])
     return graph
 

@@ -16,10 +16,11 @@ from edge.folders import new_folder, refuse_existing, write_json
 from edge.progress import step
 from quantize.data.dataset import open_dataset
 from quantize.data.framed import FramedSet, frame_samples
-from quantize.grid import CalibratedGrid, calibrate, prepare
+from quantize.grid import CalibratedGrid, calibrate
 from quantize.models.batch_norm import fold_batch_norm
 from quantize.qat import Thresholds, Tuner, with_fake_quant
 from quantize.quiet import quiet
+from quantize.recipe import WIDENING, GridRecipe
 from quantize.run import GRID, METRICS, RUN, WEIGHTS, Run, open_run
 from quantize.training.augmentation import AugmentationConfig, centered
 from quantize.training.batches import BalancedBatches
@@ -28,19 +29,25 @@ from quantize.training.config import TrainingConfig
 from quantize.training.defects import DefectConfig
 from quantize.training.fit import make_fabric
 from quantize.training.processor import keep_freed_memory
-from quantize.tuned_grid import WEIGHT, grid_state, save_grid, set_grid_state
+from quantize.tuned_grid import WEIGHT, grid_state, save_grid, with_grid_state
 
 CALIBRATION_TILES = 128
 
 
 @dataclass(frozen=True)
 class QatConfig:
-    """How to tune. `rate` is a share of each parameter's own size for a step of Adam."""
+    """How to tune.
+
+    Attributes:
+        rate: a share of each parameter's own size for a step of Adam.
+        widening: of the grid that is tuned, see `quantize.recipe`.
+    """
 
     epochs: int = 8
     epoch_tiles: int = 512
     batch_size: int = 8
     rate: float = 3e-5
+    widening: float = WIDENING
     time_limit_min: float = 15.0
     seed: int = 0
     accelerator: str = "auto"
@@ -82,10 +89,14 @@ def train_qat(source: Path, data: Path, out: Path, config: QatConfig) -> Tuned:
     checkpoint = Checkpoint(out, {"qat": vars(config), "checkpoint": run.digest, "data": dataset.digest})
     resumed = checkpoint.load() if checkpoint.check() else None
     with quiet():
-        grid = calibrate(teacher, _calibration(train, config.seed).split(1), input_shape=shape)
+        grid = calibrate(
+            teacher,
+            _calibration(train, config.seed).split(1),
+            input_shape=shape,
+            recipe=GridRecipe(widening=config.widening),
+        )
         with step("capturing the network for batches"):
-            student = prepare(teacher, shape, batch=config.batch_size)
-            set_grid_state(student, grid_state(grid.prepared))
+            student = with_grid_state(teacher, shape, grid_state(grid.prepared), config.batch_size)
     batches = BalancedBatches(
         train,
         batch_size=config.batch_size,

@@ -14,11 +14,8 @@ from torch import Tensor
 from torchao.quantization.pt2e.observer import ObserverBase
 
 from quantize.errors import QuantizeError
+from quantize.recipe import RANGES
 
-METHODS = ("minmax", "percentile", "mse")
-# Nearest to full precision on two thirds of tile photographs that were held out, in scores and in masks, once the
-# weights are rounded to second order (docs/quantization.md); before, minmax had the fewest flips.
-DEFAULT_METHOD = "mse"
 PERCENTILE = 0.9999
 LEVELS = 127
 BINS = 4096
@@ -31,14 +28,18 @@ SMALLEST_RANGE = 2.0**-4
 class RangeObserver(ObserverBase):
     """Histogram of |x| over all calibration images; the range follows from it by `method`.
 
+    With an affine `qscheme` the tensor is taken to be never negative, and its grid begins at 0 (zero point -128).
+
     The histogram spans [0, top); when a larger value comes, `top` doubles and neighbouring bins are merged,
     so no image is looked at twice and the order of images does not matter.
     """
 
-    def __init__(self, method: str = DEFAULT_METHOD, dtype: torch.dtype = torch.int8, **facts: Any) -> None:
+    def __init__(self, method: str = RANGES[0], dtype: torch.dtype = torch.int8, **facts: Any) -> None:
         super().__init__(dtype=dtype, is_dynamic=False)
-        if method not in METHODS:
-            raise QuantizeError(f"unknown method {method!r} to choose ranges", wanted=", ".join(METHODS))
+        self.one_sided = facts.get("qscheme") is torch.per_tensor_affine
+        self.steps = 2 * LEVELS + 1 if self.one_sided else LEVELS
+        if method not in RANGES:
+            raise QuantizeError(f"unknown method {method!r} to choose ranges", wanted=", ".join(RANGES))
         self.method = method
         self.quant_min, self.quant_max = facts.get("quant_min"), facts.get("quant_max")
         self.qscheme = facts.get("qscheme", torch.per_tensor_symmetric)
@@ -81,9 +82,10 @@ class RangeObserver(ObserverBase):
         centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.top / BINS)
         candidates = largest * torch.linspace(0.2, 1.0, 161, dtype=torch.float64)
         excess = (centres[None] - candidates[:, None]).clamp_min(0)
-        rounding = (candidates / LEVELS).square()[:, None] / 12 * (excess == 0)
+        rounding = (candidates / self.steps).square()[:, None] / 12 * (excess == 0)
         error = ((excess.square() + rounding) * self.counts).sum(1)
         return float(candidates[error.argmin()])
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor([self.range() / LEVELS]), torch.zeros(1, dtype=torch.int32)
+        zero_point = -LEVELS - 1 if self.one_sided else 0
+        return torch.tensor([self.range() / self.steps]), torch.full((1,), zero_point, dtype=torch.int32)

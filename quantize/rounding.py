@@ -179,9 +179,9 @@ class _Walk:
         (source,) = node.all_input_nodes
         self.full[node], self.grid[node] = self.full[source], self.grid[source]
         if isinstance(self.grid[source], list):
-            scale = float(observer.calculate_qparams()[0])
+            scale, zero_point = (value.item() for value in observer.calculate_qparams())
             self.grid[node] = [
-                torch.fake_quantize_per_tensor_affine(x, scale, 0, -LEVELS - 1, LEVELS)
+                torch.fake_quantize_per_tensor_affine(x, scale, zero_point, -LEVELS - 1, LEVELS)
                 for x in self.grid[source]
             ]
 

@@ -23,17 +23,9 @@ from edge.progress import progress
 from quantize.errors import CalibrationError
 from quantize.grid import CalibratedGrid
 from quantize.layers import Layer, find_layers
-from quantize.operations import CONVOLUTIONS, written
+from quantize.operations import CONVOLUTIONS, OUT_OF_PLACE, written
 from quantize.ranges import LEVELS
 from quantize.rounding import solve
-
-_aten = torch.ops.aten
-# What would overwrite an answer that other layers still read.
-_OUT_OF_PLACE: dict[Any, Any] = {
-    _aten.add_.Tensor: _aten.add.Tensor,
-    _aten.hardtanh_.default: _aten.hardtanh.default,
-    _aten.relu_.default: _aten.relu.default,
-}
 
 
 @dataclass(frozen=True)
@@ -142,7 +134,7 @@ class _Graph:
         by_name = {node.name: node for node in self.nodes}
         # The observer's answer is what the layer writes once it is on the grid.
         self.tensors: dict[str, fx.Node] = {}
-        self.writers: dict[fx.Node, tuple[str, float]] = {}
+        self.writers: dict[fx.Node, tuple[str, float, int]] = {}
         # Of all convolutions, as they are on the grid; of each alone, by its node.
         self.rounded: dict[fx.Node, Tensor] = {}
         self.alone: dict[str, dict[fx.Node, Tensor]] = {}
@@ -152,7 +144,8 @@ class _Graph:
                 observer = prepared.get_submodule(str(reader.target)) if reader.op == "call_module" else None
                 if isinstance(observer, ObserverBase):
                     self.tensors[layer.node] = reader
-                    self.writers[reader] = layer.node, float(observer.calculate_qparams()[0])
+                    scale, zero_point = observer.calculate_qparams()  # type: ignore[no-untyped-call]
+                    self.writers[reader] = layer.node, float(scale), int(zero_point)
             if node.target in CONVOLUTIONS:
                 self._weights(grid, node)
 
@@ -213,7 +206,7 @@ class _Graph:
             elif node in self.writers and self.writers[node][0] in outputs:
                 (tensor,) = node.all_input_nodes
                 now[node] = torch.fake_quantize_per_tensor_affine(
-                    now.get(tensor, full[tensor]), self.writers[node][1], 0, -LEVELS - 1, LEVELS
+                    now.get(tensor, full[tensor]), *self.writers[node][1:], -LEVELS - 1, LEVELS
                 )
             elif any(before in now for before in node.all_input_nodes):
                 if node.op == "call_module":
@@ -235,7 +228,7 @@ def _call(node: fx.Node, full: dict[fx.Node, Any], now: dict[fx.Node, Any] | Non
     def value(source: fx.Node) -> Any:
         return now[source] if now is not None and source in now else full[source]
 
-    target: Any = _OUT_OF_PLACE.get(node.target, node.target)
+    target: Any = OUT_OF_PLACE.get(node.target, node.target)
     return target(*fx.node.map_arg(node.args, value), **fx.node.map_arg(node.kwargs, value))
 
 

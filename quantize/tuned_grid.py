@@ -18,13 +18,14 @@ from torch import Tensor, fx
 from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
 
 from edge.errors import ArtifactError, FormatVersionError
-from quantize.grid import CalibratedGrid, parameters, prepare
+from quantize.grid import CalibratedGrid, capture_copy, parameters, prepare
+from quantize.parameters import refresh, set_parameter
+from quantize.quiet import quiet
 from quantize.ranges import LEVELS, RangeObserver
 
 if TYPE_CHECKING:
     from torch import nn
 
-TRAINED = "trained"
 WEIGHT, SCALE = "weight/", "scale/"
 
 
@@ -34,21 +35,32 @@ def grid_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
     return weights | {SCALE + name: _scale(observer) for name, observer in _observers(prepared)}
 
 
-def set_grid_state(prepared: fx.GraphModule, state: dict[str, Tensor]) -> None:
-    """Give a graph without calibration the weights and scales of `grid_state`.
+def with_grid_state(
+    model: nn.Module, input_shape: tuple[int, int, int], state: dict[str, Tensor], batch: int = 1
+) -> fx.GraphModule:
+    """The graph of `model` (batch norm folded) for `batch` images, with the weights and scales of `grid_state`.
+
+    Convolutions of `state` may have more channels than the network's, see `quantize.widening`.
 
     Raises:
-        KeyError: the graph has a parameter or an observer that `state` does not name.
+        KeyError: the graph has other parameters or observers than `state`.
     """
-    with torch.no_grad():
-        for name, value in prepared.named_parameters():
-            value.copy_(state[WEIGHT + name])
+    graph = capture_copy(model, input_shape, batch)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.users:
+            set_parameter(graph, node, state[WEIGHT + str(node.target)].clone())
+    refresh(graph)
+    prepared = prepare(graph)
+    names = {SCALE + name for name, _ in _observers(prepared)}
+    if names != {name for name in state if name.startswith(SCALE)}:
+        raise KeyError(f"scales of other tensors: {len(names)} are in the graph")
     for name, observer in _observers(prepared):
-        end = state[SCALE + name] * LEVELS
+        scale = state[SCALE + name]
         if isinstance(observer, RangeObserver):
-            observer.fix(float(end))
+            observer.fix(float(scale * observer.steps))
         else:
-            observer.min_val, observer.max_val = -end, end
+            observer.min_val, observer.max_val = -LEVELS * scale, LEVELS * scale
+    return prepared
 
 
 def save_grid(file: Path, state: dict[str, Tensor], count: int) -> None:
@@ -81,20 +93,18 @@ def load_grid(file: Path, model: nn.Module, input_shape: tuple[int, int, int]) -
         raise ArtifactError(
             f"{file} cannot be read", got=str(error), next_step="tune the RUN again (`edgeqc train --qat`)"
         ) from error
-    prepared = prepare(model, input_shape)
-    wanted = {WEIGHT + name for name, _ in prepared.named_parameters()}
-    wanted |= {SCALE + name for name, _ in _observers(prepared)}
-    if wanted != set(state):
+    try:
+        with quiet():
+            prepared = with_grid_state(model, input_shape, state)
+    except KeyError as error:
         kind = ArtifactError if facts.get("torch") == torch.__version__ else FormatVersionError
         raise kind(
             f"{file} does not fit the network's graph",
             wanted=f"the network of the RUN, on torch {facts.get('torch')}",
-            got=f"torch {torch.__version__}, {len(wanted ^ set(state))} names that are only in one of the two",
+            got=f"torch {torch.__version__}, {error.args[0]} is in only one of the two",
             next_step="tune the RUN again with this version (`edgeqc train --qat`)",
-        )
-    trained = parameters(prepared)
-    set_grid_state(prepared, state)
-    return CalibratedGrid(prepared, input_shape, int(facts.get("count", 0)), TRAINED, TRAINED, trained)
+        ) from error
+    return CalibratedGrid(prepared, input_shape, int(facts.get("count", 0)), None, parameters(prepared))
 
 
 def _scale(observer: RangeObserver | PerChannelMinMaxObserver) -> Tensor:

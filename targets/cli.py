@@ -48,7 +48,7 @@ def _export(arguments: Namespace) -> Outcome:
     from targets import calibration, find_target
     from targets.export import export
     from targets.profile import load_profile
-    from targets.tried import fallback, tried
+    from targets.tried import fallback, grid_name, tried
 
     refuse_existing(arguments.out)
     run = open_run(arguments.run)
@@ -74,7 +74,7 @@ def _export(arguments: Namespace) -> Outcome:
         row = candidate.row
         verdict = "passed" if not candidate.reasons else "missed: " + "; ".join(candidate.reasons)
         where = "stand-in, not verified on device" if row["stand_in"] else row["ran_on"]["device"]
-        grid = f" ({candidate.ranges} ranges)" if candidate.ranges else ""
+        grid = grid_name(candidate.ranges, candidate.widening)
         lines.append(
             f"{target.NAME} {candidate.precision}{grid} on {where}:"
             f" {row['flips']} flips of {row['n']} on val, {verdict}"
@@ -99,6 +99,7 @@ def _export(arguments: Namespace) -> Outcome:
             {
                 "precision": c.precision,
                 "ranges": c.ranges,
+                "widening": c.widening,
                 "passed": not c.reasons,
                 "reasons": c.reasons,
                 "row": c.row,

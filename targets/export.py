@@ -26,6 +26,7 @@ from edge.predictions import Predictions, predict
 from edge.progress import step
 from edge.samples import Sample, dataset_digest, read_samples
 from quantize.decision import refuse_copies
+from quantize.recipe import WIDENING, GridRecipe
 from quantize.reference import open_run as open_reference
 from quantize.run import Run
 from targets import calibration, parity
@@ -33,10 +34,12 @@ from targets.errors import TargetError
 from targets.gate import Budget
 from targets.lowering import ON_GRID, Lowered, Network, Target
 from targets.profile import Profile
+from targets.tried import grid_name
 
 GOLDEN_FRAMES = 8
-# Names of `quantize.ranges`, which only those who calibrate import.
-DEFAULT_METHOD, UNCLIPPED = "mse", "minmax"
+# Ways onto the grid, cheapest on the device first. Which ranges are nearer differs from network to network, and the
+# tails that "mse" clips are the defects.
+GRIDS = (GridRecipe(), GridRecipe(widening=WIDENING), GridRecipe(ranges="minmax"))
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class Candidate:
 
     Attributes:
         ranges: how the ranges of the grid were chosen, see `quantize.ranges`; None off the grid, or where it was tuned.
+        widening: the share of multiply-accumulates that copies of channels were allowed, see `quantize.widening`.
         row: the `artifacts` row of `parity.json` against full precision on the gate's split.
         reasons: the limits of the budget that it broke, and the device's objections; empty when it passed.
     """
 
     precision: str
     ranges: str | None
+    widening: float
     row: dict[str, Any]
     reasons: list[str]
 
@@ -126,17 +131,23 @@ def export(
     # Everything is made and measured in a staging folder, so that neither name is seen before its verdict is in.
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        for precision, ranges, on_grid in _candidates(order, network):
-            folder = Path(staging) / f"{precision}-{ranges}"
+        for place, (precision, on_grid) in enumerate(_candidates(order, network)):
+            folder = Path(staging) / str(place)
             folder.mkdir()
-            own = {**facts, "calibration": {**facts["calibration"], "ranges": ranges}}
-            with step(f"lowering to {target.NAME} {precision}{f', ranges by {ranges}' if ranges else ''}"):
+            recipe = (
+                on_grid.recipe
+                if precision in ON_GRID and not (network.tuned and precision == "int8")
+                else None
+            )
+            chosen_by = {"ranges": recipe and recipe.ranges, "widening": recipe.widening if recipe else 0.0}
+            own = {**facts, "calibration": {**facts["calibration"], **chosen_by}}
+            with step(f"lowering to {target.NAME} {precision}{grid_name(**chosen_by)}"):
                 lowered = target.lower(on_grid, precision, folder, profile)
             draft = write_manifest(folder, {**own, **lowered.manifest(), "precision": precision})
             with parity.open_here(draft.path) as inspector:
                 objections = () if allow_cpu else lowered.objections
                 row, reasons = _measure(inspector, precision, val, reference, budget, objections)
-                candidates.append(Candidate(precision, ranges, row, reasons))
+                candidates.append(Candidate(precision, **chosen_by, row=row, reasons=reasons))
                 golden.write(inspector, golden_frames, folder / GOLDEN)
                 final = _with_verdict(own, lowered, precision, inspector, candidates[-1])
             manifests.append((folder, final))
@@ -153,24 +164,17 @@ def export(
     return Exported(Artifact.open(kept), candidates, passed is not None)
 
 
-def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, str | None, Network]]:
-    """Precision, ranges and network of everything to try, in this order.
-
-    On the grid, ranges of least squared error come first; where they do not pass, those that clip nothing are tried.
-    Which one is nearer differs from network to network, and the tails are the defects.
-    """
+def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, Network]]:
+    """Precision and network of everything to try, in this order: int8 in all `GRIDS`, unless it was tuned."""
     for precision in order:
-        if precision not in ON_GRID or (network.tuned and precision == "int8"):
-            yield precision, None, network
-        elif precision != "int8":
-            yield precision, DEFAULT_METHOD, network
-        else:
-            for ranges in dict.fromkeys((DEFAULT_METHOD, UNCLIPPED)):
+        if precision == "int8" and not network.tuned:
+            for recipe in GRIDS:
                 yield (
                     precision,
-                    ranges,
-                    network if ranges == DEFAULT_METHOD else replace(network, method=ranges),
+                    network if recipe == network.recipe else replace(network, recipe=recipe, made={}),
                 )
+        else:
+            yield precision, network
 
 
 def _measure(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.preprocess import InputSpec, encode
+from quantize.recipe import GridRecipe
 from targets.errors import TargetError
 from targets.profile import Profile
 
@@ -41,7 +42,7 @@ class Network:
         tiles: uint8 [T, height, width, channels], the raw pixels that set the ranges of the grid.
         name: of the RUN.
         facts: strings for each format's own metadata, e.g. labels and threshold.
-        method: how ranges are chosen, see `quantize.ranges`; None: its default.
+        recipe: how it is put on the grid.
         tuned: `grid.safetensors` of a RUN that was tuned (`edgeqc train --qat`): its grid is taken.
     """
 
@@ -50,7 +51,7 @@ class Network:
     tiles: npt.NDArray[np.uint8]
     name: str = "edgeqc"
     facts: Mapping[str, str] = field(default_factory=dict)
-    method: str | None = None
+    recipe: GridRecipe = field(default_factory=GridRecipe)
     tuned: Path | None = None
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -65,6 +66,13 @@ class Network:
         from quantize.models.batch_norm import fold_batch_norm
 
         return fold_batch_norm(self.model, self.shape)
+
+    @cached_property
+    def program(self) -> fx.GraphModule:
+        """The graph of `folded`."""
+        from quantize.capture import capture
+
+        return capture(self.folded, self.shape)
 
     @cached_property
     def mask_stride(self) -> int:
@@ -121,13 +129,12 @@ class Network:
 
         with quiet():
             from quantize.grid import calibrate
-            from quantize.ranges import DEFAULT_METHOD
 
             return calibrate(
                 self.folded,
                 self._batches(),
                 input_shape=self.shape,
-                method=self.method or DEFAULT_METHOD,
+                recipe=self.recipe,
                 leave=leave,
             )
 
@@ -138,9 +145,7 @@ class Network:
     def _batches(self) -> Iterator[Tensor]:
         import torch
 
-        from edge.progress import progress
-
-        for tile in progress(self.tiles, "calibrating"):
+        for tile in self.tiles:
             yield torch.from_numpy(encode(tile, self._spec))
 
 
@@ -242,29 +247,22 @@ def needed_bytes(network: Network, precision: str, file_bytes: int) -> int:
     """Weights plus the largest pair of neighbouring activations: the least that any runtime has to hold."""
     # The layers that `mixed` leaves in float are mostly the first ones, with the largest tensors.
     width = {"int8": 1, "mixed": 4, "fp16": 2, "fp32": 4}[precision]
-    return file_bytes + width * _largest_activations(network)
+    return file_bytes + width * _largest_activations(network, precision)
 
 
-def _largest_activations(network: Network) -> int:
+def _largest_activations(network: Network, precision: str) -> int:
     """Elements of the largest input and output of one convolution together."""
-    import torch
+    from quantize.operations import CONVOLUTIONS
 
-    if "activations" not in network.made:
-        largest = [0]
+    graph = network.on_grid(precision).prepared if precision in ON_GRID else network.program
 
-        def watch(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            largest[0] = max(largest[0], inputs[0].numel() + output.numel())
+    def elements(node: fx.Node) -> int:
+        while "val" not in node.meta:  # observers were put in after the shapes were known
+            node = node.all_input_nodes[0]
+        return int(node.meta["val"].numel())
 
-        handles = [
-            module.register_forward_hook(watch)
-            for module in network.folded.modules()
-            if isinstance(module, torch.nn.Conv2d)
-        ]
-        try:
-            with torch.no_grad():
-                network.folded(torch.zeros(1, *network.shape))
-        finally:
-            for handle in handles:
-                handle.remove()
-        network.made["activations"] = largest[0]
-    return int(network.made["activations"])
+    return max(
+        elements(node) + elements(node.all_input_nodes[0])
+        for node in graph.graph.nodes
+        if node.target in CONVOLUTIONS
+    )

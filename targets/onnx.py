@@ -33,16 +33,24 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
 
 
 def write_onnx(
-    network: Network, precision: str, folder: Path, profile: Profile, stand_in: dict[str, Any] | None = None
+    network: Network,
+    precision: str,
+    folder: Path,
+    profile: Profile,
+    stand_in: dict[str, Any] | None = None,
+    *,
+    shift: bool = False,
 ) -> Lowered:
     """Write `model.onnx` at the opset that the profile allows, and check the profile's memory.
+
+    `shift` lets all zero points be 0.
 
     Raises:
         TargetError: the device reads no opset that we write, or has too little memory.
         KnownFaultError: the graph holds a pattern that the target is known to compute wrongly.
     """
     opset = profile.onnx_opset(OLDEST_OPSET, NEWEST_OPSET)
-    model = onnx_model(network, precision, opset)
+    model = onnx_model(network, precision, opset, shift=shift)
     refuse(onnx_findings(model, profile.target), profile.target)
     payload = model.SerializeToString(deterministic=True)
     needed = needed_bytes(network, precision, len(payload))

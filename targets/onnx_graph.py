@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from targets.errors import UnsupportedOpError
 from targets.lowering import ON_GRID, Network
@@ -17,30 +17,32 @@ INPUT = "input"
 OUTPUTS = ("defect", "mask")
 # Operations that OpenVINO, onnxruntime and TensorRT all run for our networks.
 ALLOWED = {
-    "Add", "Cast", "Clip", "Conv", "DequantizeLinear", "MaxPool", "Mul", "QuantizeLinear", "ReduceMean", "Relu",
-    "Reshape", "Resize",
+    "Add", "Cast", "Clip", "Conv", "DequantizeLinear", "MaxPool", "Mul", "Pad", "QuantizeLinear", "ReduceMean",
+    "Relu", "Reshape", "Resize",
 }  # fmt: skip
 
 
-def onnx_model(network: Network, precision: str, opset: int = NEWEST_OPSET) -> onnx.ModelProto:
+def onnx_model(
+    network: Network, precision: str, opset: int = NEWEST_OPSET, *, shift: bool = False
+) -> onnx.ModelProto:
     """The network as ONNX, made once for each precision and opset.
 
     Input `input` float32 [1, C, H, W] in (p - 128) / 128; outputs `defect` and `mask`, float32 logits.
 
     Args:
-        precision: `int8` (Q/DQ, all zero points 0), `mixed` (the same but for some float layers), `fp16` (float16
-            inside) or `fp32`.
+        precision: `int8` (Q/DQ), `mixed` (the same but for some float layers), `fp16` (float16 inside) or `fp32`.
+        shift: with all zero points 0, as TensorRT wants it, see `targets.onnx_writer`.
 
     Raises:
         UnsupportedOpError: the network holds an operation that not every target runs.
     """
     import onnx
 
-    key = ("onnx", precision, opset)
+    key = ("onnx", precision, opset, shift)
     if key not in network.made:
-        module = network.on_grid(precision).folded if precision in ON_GRID else _float_graph(network)
-        made = write_graph(module, opset, [INPUT], list(OUTPUTS), half=precision == "fp16")
-        check(made, opset)
+        module = network.on_grid(precision).folded if precision in ON_GRID else network.program
+        made = write_graph(module, opset, [INPUT], list(OUTPUTS), half=precision == "fp16", shift=shift)
+        check(made, opset, any_zero_point=not shift)
         made.graph.name = network.name
         made.producer_name = "edgeqc"
         facts = {"name": network.name, "precision": precision, "input_encoding": "(p - 128) / 128"}
@@ -51,19 +53,12 @@ def onnx_model(network: Network, precision: str, opset: int = NEWEST_OPSET) -> o
     return model
 
 
-def _float_graph(network: Network) -> Any:
-    from quantize.capture import capture
-
-    if "program" not in network.made:
-        network.made["program"] = capture(network.folded, network.shape)
-    return network.made["program"]
-
-
-def check(model: onnx.ModelProto, opset: int) -> None:
+def check(model: onnx.ModelProto, opset: int, *, any_zero_point: bool = False) -> None:
     """Refuse a graph that is not what all targets take.
 
     Raises:
-        UnsupportedOpError: another opset, an operation outside `ALLOWED`, a zero point other than 0.
+        UnsupportedOpError: another opset, an operation outside `ALLOWED`, no zero point, or one other than 0 unless
+            `any_zero_point`.
     """
     import onnx
 
@@ -79,7 +74,7 @@ def check(model: onnx.ModelProto, opset: int) -> None:
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             zero_point = constants.get(node.input[2]) if len(node.input) == 3 else None
-            if zero_point is None or onnx.numpy_helper.to_array(zero_point).any():
+            if zero_point is None or (onnx.numpy_helper.to_array(zero_point).any() and not any_zero_point):
                 raise UnsupportedOpError(
                     f"{node.op_type} {node.name} has a zero point that is not 0",
                     wanted="the symmetric grid, the only one that TensorRT reads",

@@ -2,6 +2,10 @@
 
 torch's own exporter starts at opset 18 and takes seconds; the networks have a dozen operations. Float graphs
 and quantized ones (explicit Q/DQ) go the same way.
+
+TensorRT reads no zero point but 0. For it, a tensor x of zero point z is written as x + z * scale, in the same
+integers: the bias of the convolution that writes it moves by z * scale, and the biases of those that read it take that
+back. Zeros beyond the edge of a map are not 0 then, so what a convolution pads is put there by an operation of its own.
 """
 
 from __future__ import annotations
@@ -20,22 +24,31 @@ if TYPE_CHECKING:
 
 # Oldest: Q/DQ with a scale for each channel. Newest: what nothing later improves for these networks.
 OLDEST_OPSET, NEWEST_OPSET = 13, 18
+# In the doc string of a QuantizeLinear: the zero point that was shifted to 0.
+ZERO_POINT = "zero point "
 _IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8}
 
 
 def write_graph(
-    module: fx.GraphModule, opset: int, inputs: list[str], outputs: list[str], *, half: bool = False
+    module: fx.GraphModule,
+    opset: int,
+    inputs: list[str],
+    outputs: list[str],
+    *,
+    half: bool = False,
+    shift: bool = False,
 ) -> onnx.ModelProto:
     """Write a float graph, or `CalibratedGrid.folded`, as ONNX.
 
     Args:
         inputs, outputs: names for the file's tensors, in the graph's order; always float32.
         half: float16 in between.
+        shift: let all zero points be 0.
 
     Raises:
         UnsupportedOpError: an operation, or a form of it, that has no counterpart here.
     """
-    return _Writer(module, opset, half).write(inputs, outputs)
+    return _Writer(module, opset, half, shift).write(inputs, outputs)
 
 
 def operation_name(node: Any) -> str:
@@ -44,11 +57,11 @@ def operation_name(node: Any) -> str:
 
 
 class _Writer:
-    def __init__(self, module: fx.GraphModule, opset: int, half: bool) -> None:
+    def __init__(self, module: fx.GraphModule, opset: int, half: bool, shift: bool) -> None:
         import torch
         import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 
-        self.module, self.opset, self.half = module, opset, half
+        self.module, self.opset, self.half, self.shift = module, opset, half, shift
         self.nodes: list[Any] = []
         self.constants: dict[str, npt.NDArray[Any]] = {}
         self.names: dict[fx.Node, str] = {}
@@ -148,13 +161,16 @@ class _Writer:
 
     def _quantize(self, node: fx.Node) -> None:
         self._node("QuantizeLinear", [self.names[node.args[0]], *self._grid(node)], node.name)
+        if _zero_point(node) and self.shift:
+            # What the integers stand for, for those who compare files.
+            self.nodes[-1].doc_string = f"{ZERO_POINT}{_zero_point(node)}"
 
     def _dequantize(self, node: fx.Node) -> None:
         self._node("DequantizeLinear", [self.names[node.args[0]], *self._grid(node)], node.name)
 
     def _grid(self, node: fx.Node) -> tuple[str, str]:
         """Names of the scale and zero point of `node`; the quantize and its dequantizes share theirs."""
-        scale, zero_point = np.float32(node.args[1]), np.int8(node.args[2])
+        scale, zero_point = np.float32(node.args[1]), np.int8(0 if self.shift else _zero_point(node))
         name = f"scale/{scale!s}"
         return self._constant(name, np.asarray(scale)), self._constant(
             f"zero/{zero_point}", np.asarray(zero_point)
@@ -171,7 +187,15 @@ class _Writer:
     def _convolution(self, node: fx.Node) -> None:
         arguments = (*node.args, *(None, [1, 1], [0, 0], [1, 1], 1)[len(node.args) - 2 :])
         source, weight, bias, stride, padding, dilation, groups = arguments
-        operands = [self.names[argument] for argument in (source, weight, bias) if argument is not None]
+        read, written = (self._shift_of(end) for end in (source, _quantize_behind(node)))
+        operands = [self.names[source], self.names[weight]]
+        if read or written:
+            operands.append(self._shifted_bias(node, weight, bias, read, written))
+        elif bias is not None:
+            operands.append(self.names[bias])
+        if read and any(padding):
+            operands[0] = self._padded(node, source, padding, read)
+            padding = [0, 0]
         self._node(
             "Conv",
             operands,
@@ -182,6 +206,36 @@ class _Writer:
             group=groups,
         )
 
+    def _shift_of(self, node: fx.Node | None) -> float:
+        """What was added to the tensor that `node` quantizes, or dequantizes."""
+        zero_point = _zero_point(node) if self.shift and node is not None else 0
+        return float(node.args[1]) * zero_point if zero_point else 0.0  # type: ignore[arg-type, union-attr]
+
+    def _shifted_bias(self, node: fx.Node, weight: Any, bias: Any, read: float, written: float) -> str:
+        """The bias with the shift of what is written, and without that of what is read."""
+        if weight.op == "get_attr":  # of a convolution that stays float
+            kernel = self.constants[self.names[weight]].astype(np.float64)
+        else:
+            values, scales = (self.constants[self.names[part]].astype(np.float64) for part in weight.args[:2])
+            kernel = values * scales[:, None, None, None]
+        offset = self.constants[self.names[bias]].astype(np.float64) if bias is not None else 0.0
+        shifted = offset + written - read * kernel.sum((1, 2, 3))
+        return self._constant(f"{node.name}/bias", shifted.astype(np.float32))
+
+    def _padded(self, node: fx.Node, source: Any, padding: Any, edge: float) -> str:
+        """The name of `source` with `edge` around it, on its own grid, so that a convolution in int8 can read it."""
+        name = f"{node.name}/padded"
+        amounts = [0, 0, *padding, 0, 0, *padding]
+        operands = [
+            self.names[source],
+            self._constant(f"pads/{amounts}", np.asarray(amounts, np.int64)),
+            self._constant(f"edge/{edge}", np.asarray(edge, np.float32)),
+        ]
+        self._node("Pad", operands, f"{name}/float", mode="constant")
+        self._node("QuantizeLinear", [f"{name}/float", *self._grid(source)], f"{name}/int8")
+        self._node("DequantizeLinear", [f"{name}/int8", *self._grid(source)], name)
+        return name
+
     def _sum(self, node: fx.Node) -> None:
         self._node("Add", [self.names[node.args[0]], self.names[node.args[1]]], node.name)
 
@@ -189,13 +243,32 @@ class _Writer:
         self._node("Mul", [self.names[node.args[0]], self.names[node.args[1]]], node.name)
 
     def _clip(self, node: fx.Node) -> None:
-        low, high = node.args[1:3] if "hardtanh" in str(node.target) and len(node.args) > 1 else (0.0, 6.0)
+        from quantize.operations import bounds
+
+        if self._is_superfluous(node):
+            self.names[node] = self.names[node.args[0]]
+            return
         kind = np.float16 if self.half else np.float32
-        bounds = [self._constant(f"clip/{value}", np.asarray(value, kind)) for value in (low, high)]
-        self._node("Clip", [self.names[node.args[0]], *bounds], node.name)
+        shift = self._shift_of(_quantize_behind(node))
+        ends = [self._constant(f"clip/{end + shift}", np.asarray(end + shift, kind)) for end in bounds(node)]
+        self._node("Clip", [self.names[node.args[0]], *ends], node.name)
 
     def _relu(self, node: fx.Node) -> None:
+        if self._is_superfluous(node):
+            self.names[node] = self.names[node.args[0]]
+            return
         self._node("Relu", [self.names[node.args[0]]], node.name)
+
+    def _is_superfluous(self, clamp: fx.Node) -> bool:
+        """Whether the grid ends where the clamp does, so that rounding clamps: a convolution then is all in int8."""
+        from quantize.operations import bounds
+
+        grid = _quantize_behind(clamp)
+        if grid is None or not _zero_point(grid):
+            return False
+        low, high = bounds(clamp)
+        least, largest = ((end - _zero_point(grid)) * float(grid.args[1]) for end in (-128, 127))  # type: ignore[arg-type]
+        return least >= low and largest <= high * (1 + 1e-6)
 
     def _mean(self, node: fx.Node) -> None:
         source, axes, *keep = node.args
@@ -232,6 +305,23 @@ class _Writer:
         shape = _shape(node)
         operands = [self.names[node.args[0]], self._constant(f"shape/{shape}", np.asarray(shape, np.int64))]
         self._node("Reshape", operands, node.name)
+
+
+def _zero_point(node: fx.Node) -> int:
+    """Of a quantize or dequantize; 0 for others, such as a tensor that stays float."""
+    return int(node.args[2]) if "quantize_per_tensor" in str(node.target) else 0  # type: ignore[call-overload]
+
+
+def _quantize_behind(node: fx.Node) -> fx.Node | None:
+    """The quantize that reads `node`, or the clamp that alone reads it; None where the tensor stays float."""
+    from quantize.operations import CLAMPS
+
+    for reader in node.users:
+        if "quantize_per_tensor" in str(reader.target):
+            return reader
+        if reader.target in CLAMPS and len(node.users) == 1:
+            return _quantize_behind(reader)
+    return None
 
 
 def _shape(node: fx.Node) -> list[int]:

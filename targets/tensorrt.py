@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.errors import CompilerError
-from targets.lowering import Lowered, Network, check_precision
+from targets.lowering import ON_GRID, Lowered, Network, check_precision
 from targets.onnx import MODEL, write_onnx
 from targets.profile import Profile
 
@@ -32,7 +32,7 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
         CompilerError: NVIDIA's parser or builder refuses the file.
     """
     check_precision(precision, sys.modules[__name__])
-    lowered = write_onnx(network, precision, folder, profile, STAND_IN)
+    lowered = write_onnx(network, precision, folder, profile, STAND_IN, shift=precision in ON_GRID)
     if find_spec(BUILDER) is None:
         verdict = {
             "checked_by": None,

@@ -262,7 +262,10 @@ class _Writer:
     def _padded(self, source: int, padding: list[int], node: fx.Node) -> int:
         count, height, width, channels = self.tensors[source].shape
         shape = (count, height + 2 * padding[0], width + 2 * padding[1], channels)
-        output = self._tensor(f"{origin(node)}.pad", shape, "INT8", [float(self._scale(source))])
+        grid = self.tensors[source].quantization
+        output = self._tensor(
+            f"{origin(node)}.pad", shape, "INT8", [float(grid.scale[0])], zero_point=int(grid.zeroPoint[0])
+        )
         amounts = [[0, 0], [padding[0]] * 2, [padding[1]] * 2, [0, 0]]
         self._operator("PAD", [source, self._constant("pad", amounts)], output, "PadOptions")
         return output

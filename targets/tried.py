@@ -21,6 +21,7 @@ class Tried:
 
     Attributes:
         ranges: how the ranges of the grid were chosen; empty where there was nothing to choose, or it is not told.
+        widening: the share of multiply-accumulates that copies of channels were allowed.
         mask_agreement: NaN where there was nothing to measure it on.
         reasons: why it did not pass; empty when it did.
     """
@@ -32,6 +33,12 @@ class Tried:
     mask_agreement: float
     reasons: tuple[str, ...] = ()
     ranges: str = ""
+    widening: float = 0.0
+
+    @property
+    def grid(self) -> str:
+        """For people: which grid, empty where there is one only."""
+        return grid_name(self.ranges, self.widening).strip(" ()")
 
     @property
     def passed(self) -> bool:
@@ -61,12 +68,27 @@ def read_tried(folder: Path) -> tuple[Tried, ...]:
 def tried(candidates: Iterable[Mapping[str, Any]]) -> tuple[Tried, ...]:
     """`candidates` of `gate.json` as data."""
     return tuple(
-        _one(candidate["precision"], candidate["row"], candidate["reasons"], candidate.get("ranges") or "")
+        _one(
+            candidate["precision"],
+            candidate["row"],
+            candidate["reasons"],
+            candidate.get("ranges") or "",
+            candidate.get("widening") or 0.0,
+        )
         for candidate in candidates
     )
 
 
-def _one(precision: str, row: Mapping[str, Any], reasons: Sequence[str], ranges: str) -> Tried:
+def grid_name(ranges: str | None, widening: float) -> str:
+    """`` (mse ranges, 10 % wider)``: what tells the grids of one precision apart; empty where there is nothing."""
+    if not ranges:
+        return ""
+    return f" ({ranges} ranges{f', {widening:.0%} wider' if widening else ''})".replace("%", " %")
+
+
+def _one(
+    precision: str, row: Mapping[str, Any], reasons: Sequence[str], ranges: str, widening: float
+) -> Tried:
     agreement = row["mask_agreement_iou"]
     return Tried(
         str(precision),
@@ -76,6 +98,7 @@ def _one(precision: str, row: Mapping[str, Any], reasons: Sequence[str], ranges:
         math.nan if agreement is None else float(agreement),  # JSON has no NaN
         tuple(map(str, reasons)),
         ranges,
+        float(widening),
     )
 
 
@@ -87,5 +110,8 @@ def fallback(candidates: Sequence[Tried]) -> str:
     before = candidates[:shipped]
     if candidates[shipped].precision == WANTED or all(one.precision != WANTED for one in before):
         return ""
-    missed = [f"{one.precision} missed: {'; '.join(one.reasons)}" for one in before]
+    missed = [
+        f"{one.precision}{grid_name(one.ranges, one.widening)} missed: {'; '.join(one.reasons)}"
+        for one in before
+    ]
     return "; ".join([*missed, f"shipped as {candidates[shipped].precision}"])

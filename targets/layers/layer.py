@@ -19,7 +19,8 @@ import numpy.typing as npt
 from edge.backend import find_backend
 from edge.errors import InputError
 
-# Values of one tensor in steps of its grid, [N, C, H, W] or [N, n]: whole numbers where the runtime quantized it.
+# Values of one tensor in steps of its grid, 0 for 0, [N, C, H, W] or [N, n]: whole numbers where the runtime quantized
+# it.
 Steps = npt.NDArray[np.float32]
 
 INPUT = "input"
@@ -38,6 +39,7 @@ class Layer:
         step: of its tensor, in the tensor's own unit. Of a tensor that is not quantized, the coarsest among what
             the operation reads.
         quantized: whether the file rounds the tensor to the grid.
+        zero_point: the integer that stands for 0, also where the file shifts it (`targets.onnx_writer`).
     """
 
     name: str
@@ -46,6 +48,7 @@ class Layer:
     inputs: tuple[str, ...]
     step: float
     quantized: bool = True
+    zero_point: int = 0
 
 
 class Replay(ABC):
@@ -99,9 +102,9 @@ def sdk(backend: str) -> Any:
         raise found.unavailable("its SDK is not installed", got=exc) from exc
 
 
-def on_grid(values: Steps) -> npt.NDArray[np.int8]:
+def on_grid(values: Steps, zero_point: int) -> npt.NDArray[np.int8]:
     """The int8 tensor that `values` are; what lies beside or outside the grid goes to its nearest point."""
-    return np.clip(np.rint(values), QMIN, QMAX).astype(np.int8)
+    return np.clip(np.rint(values) + zero_point, QMIN, QMAX).astype(np.int8)
 
 
 def apart(a: Steps, b: Steps) -> Steps:

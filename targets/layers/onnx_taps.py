@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from targets.layers.layer import INPUT, Layer, LoweredFile, Replay, Steps, on_grid, sdk, unreadable
-from targets.onnx_writer import operation_name
+from targets.onnx_writer import ZERO_POINT, operation_name
 
 _CLAMPS = ("Clip", "Relu")
 _GIVEN = "given/"
@@ -48,7 +48,8 @@ class OnnxFile(LoweredFile):
         layers = [self._layer(INPUT, given, "input", "input", {})]
         steps = {INPUT: layers[0].step}
         for node in self.model.graph.node:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear") or self._is_clamp_of(node):
+            # A pad belongs to the convolution behind it.
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Pad") or self._is_clamp_of(node):
                 continue
             layer = self._layer(
                 node.output[0], node.output[0], operation_name(node), node.op_type, steps, node
@@ -74,8 +75,10 @@ class OnnxFile(LoweredFile):
         name = next((reader.output[0] for reader in readers if reader.output[0] in self.outputs), name)
         self.tensors[name] = quantizer.output[0]
         # What the tensor's integers stand for is said by the nodes that read it.
-        scale = (readers[0] if readers else quantizer).input[1]
-        return Layer(name, label, operation, inputs, float(self.constants[scale]))
+        _, scale, zero = (readers[0] if readers else quantizer).input
+        shifted = quantizer.doc_string.removeprefix(ZERO_POINT)
+        zero_point = int(shifted or self.constants[zero])
+        return Layer(name, label, operation, inputs, float(self.constants[scale]), zero_point=zero_point)
 
     def _is_clamp_of(self, node: Any) -> bool:
         """Whether `node` is a clamp that runs as one with the operation before it: nothing is rounded between."""
@@ -93,8 +96,13 @@ class OnnxFile(LoweredFile):
     def _source(self, tensor: str) -> str | None:
         """The layer whose tensor an operation reads as `tensor`; None for weights and other constants."""
         maker = self.makers.get(tensor)
-        if maker is not None and maker.op_type == "DequantizeLinear":
+        while maker is not None and maker.op_type in ("DequantizeLinear", "Pad"):
             tensor = maker.input[0]
+            if tensor in self.tensors.values():
+                break
+            maker = self.makers.get(tensor)
+            if maker is not None and maker.op_type == "QuantizeLinear":  # of what was padded
+                maker = self.makers.get(maker.input[0])
         return next((name for name, tapped in self.tensors.items() if tapped == tensor), None)
 
     def steps(self, layers: Sequence[Layer]) -> dict[str, float]:
@@ -155,16 +163,22 @@ class _OnnxReplay(Replay):
         self.given = [entry.name.removeprefix(_GIVEN) for entry in self.session.get_inputs()]
         self.layers = [layer for name, layer in layers.items() if name != INPUT]
         self.tensors = [file.tensors[layer.name] for layer in self.layers]
-        self.steps = {name: None if layer.quantized else layer.step for name, layer in layers.items()}
+        self.grids = layers
         self.how = f"onnxruntime {ort.__version__}, operation by operation"
 
     def run(self, given: Mapping[str, Steps]) -> dict[str, Steps]:
         feeds = {}
         for name in self.given:
-            step = self.steps[name]
-            feeds[_GIVEN + name] = on_grid(given[name]) if step is None else given[name] * np.float32(step)
+            grid = self.grids[name]
+            feeds[_GIVEN + name] = (
+                on_grid(given[name], grid.zero_point)
+                if grid.quantized
+                else given[name] * np.float32(grid.step)
+            )
         found = self.session.run(self.tensors, feeds)
         return {
-            layer.name: values.astype(np.float32) / np.float32(1 if layer.quantized else layer.step)
+            layer.name: values.astype(np.float32) - layer.zero_point
+            if layer.quantized
+            else values / np.float32(layer.step)
             for layer, values in zip(self.layers, found)
         }

@@ -197,7 +197,7 @@ class Program:
     def _in_steps(self, name: str, array: Any) -> Steps:
         spec, step = self.outputs[name], self.layers[name].step
         whole = np.issubdtype(array.dtype, np.integer)
-        values = array.astype(np.float32) - (spec.zero_point or 0)
+        values = array.astype(np.float32) - (self.layers[name].zero_point if whole else 0)
         # Whole numbers are counted in the file's own step, and so are compared by their value.
         factor = (spec.scale or self.steps[name]) / step if whole else 1 / step
         return self._turned(values if factor == 1 else values * np.float32(factor))

@@ -36,7 +36,7 @@ class TfliteFile(LoweredFile):
 
     def _read(self) -> list[Layer]:
         names = {self.graph.inputs[0]: INPUT}  # tensor -> layer
-        layers = [Layer(INPUT, INPUT, "input", (), self._step(self.graph.inputs[0]))]
+        layers = [self._layer(INPUT, INPUT, "input", (), self.graph.inputs[0])]
         self.indices[INPUT] = self.graph.inputs[0]
         for operator, kind in zip(self.graph.operators, operations(self.model)):
             if kind in ("?", "CUSTOM") or len(operator.outputs) != 1:
@@ -52,15 +52,15 @@ class TfliteFile(LoweredFile):
             label = self.graph.tensors[output].name.decode()
             names[output] = label.rpartition("/")[2]
             self.indices[names[output]] = output
-            layers.append(Layer(names[output], label, kind, sources, self._step(output)))
+            layers.append(self._layer(names[output], label, kind, sources, output))
         return layers
 
-    def _step(self, index: int) -> float:
+    def _layer(self, name: str, label: str, kind: str, sources: tuple[str, ...], index: int) -> Layer:
         tensor = self.graph.tensors[index]
-        scale = tensor.quantization.scale if tensor.quantization is not None else None
-        if scale is None or len(scale) != 1:
+        grid = tensor.quantization
+        if grid is None or grid.scale is None or len(grid.scale) != 1:
             raise unreadable(self.path, f"tensor {tensor.name.decode()} is not on the grid")
-        return float(scale[0])
+        return Layer(name, label, kind, sources, float(grid.scale[0]), zero_point=int(grid.zeroPoint[0]))
 
     def steps(self, layers: Sequence[Layer]) -> dict[str, float]:
         """See `LoweredFile.steps`."""
@@ -85,6 +85,7 @@ class TfliteFile(LoweredFile):
 class _TfliteReplay(Replay):
     def __init__(self, file: TfliteFile) -> None:
         litert = sdk("litert")
+        self.zero_points = {layer.name: layer.zero_point for layer in file.layers}
         model = copy.deepcopy(file.model)
         graph = model.subgraphs[0]
         given = {}
@@ -114,12 +115,12 @@ class _TfliteReplay(Replay):
 
     def run(self, given: Mapping[str, Steps]) -> dict[str, Steps]:
         for name, index in self.given:
-            values = on_grid(given[name])
+            values = on_grid(given[name], self.zero_points[name])
             turned = values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
             self.interpreter.set_tensor(index, np.ascontiguousarray(turned))
         self.interpreter.invoke()
         found = {}
         for name, index in self.made:
-            values = self.interpreter.get_tensor(index).astype(np.float32)
+            values = self.interpreter.get_tensor(index).astype(np.float32) - self.zero_points[name]
             found[name] = values.transpose(0, 3, 1, 2) if values.ndim == 4 else values
         return found

@@ -261,18 +261,18 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path, ca
     file = tmp_path / "said.json"
     code = cli.main([*map(str, arguments), "--min-mask-agreement", "0.9999", "--json", str(file)])
     said = json.loads(file.read_text())
-    assert [candidate["precision"] for candidate in said["candidates"]][:4] == [
-        "int8",
-        "int8",
-        "mixed",
-        "fp16",
+    assert [(one["precision"], one["ranges"], one["widening"]) for one in said["candidates"]][:5] == [
+        ("int8", "mse", 0.0),
+        ("int8", "mse", 0.1),
+        ("int8", "minmax", 0.0),
+        ("mixed", "mse", 0.0),
+        ("fp16", None, 0.0),
     ]
-    assert [candidate["ranges"] for candidate in said["candidates"]][:4] == ["mse", "minmax", "mse", None]
     assert code == 0 and said["precision"] in ("mixed", "fp16", "fp32")
     assert not said["candidates"][0]["passed"]
     assert not (tmp_path / "artifact.rejected").exists()
     (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("FALLBACK: "))
-    missed = "int8 missed: " + "; ".join(said["candidates"][0]["reasons"])
+    missed = "int8 (mse ranges) missed: " + "; ".join(said["candidates"][0]["reasons"])
     assert missed in told and told.endswith(f"shipped as {said['precision']}")
     # The report reads the same from the artifact.
     words = [
@@ -308,11 +308,19 @@ def test_all_candidates_are_measured_and_the_first_that_passes_is_the_artifact(d
     ]
     assert cli.main(list(map(str, asked))) == 0
     said = json.loads(file.read_text())
-    tried = [(one["precision"], one["ranges"], one["passed"]) for one in said["candidates"]]
-    assert tried == [("int8", "mse", True), ("int8", "minmax", True), ("fp32", None, True)]
+    tried = [(one["precision"], one["ranges"], one["widening"], one["passed"]) for one in said["candidates"]]
+    assert tried == [
+        ("int8", "mse", 0.0, True),
+        ("int8", "mse", 0.1, True),
+        ("int8", "minmax", 0.0, True),
+        ("fp32", None, 0.0, True),
+    ]
+    # Each grid was measured with its own file: the rows differ in how far the scores moved.
+    rows = [one["row"]["score_max_abs_diff"] for one in said["candidates"]]
+    assert len(set(rows)) == 4 and rows[3] < min(rows[:3])
     artifact = Artifact.open(tmp_path / "a")
     assert artifact.precision == "int8" and artifact.manifest["calibration"]["ranges"] == "mse"
-    assert len(json.loads((tmp_path / "a" / "gate.json").read_text())["candidates"]) == 3
+    assert len(json.loads((tmp_path / "a" / "gate.json").read_text())["candidates"]) == 4
 
 
 def test_full_precision_is_exported_by_a_process_that_never_quantized(data, run, tmp_path):

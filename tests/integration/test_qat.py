@@ -22,7 +22,7 @@ from quantize.qat_job import QatConfig, train_qat  # noqa: E402
 from quantize.run import open_run  # noqa: E402
 from quantize.tuned_grid import load_grid  # noqa: E402
 
-CONFIG = QatConfig(epochs=2, epoch_tiles=0, batch_size=4, time_limit_min=0, accelerator="cpu")
+CONFIG = QatConfig(epochs=2, epoch_tiles=0, batch_size=4, time_limit_min=0, accelerator="cpu", widening=0.05)
 SHAPE = (1, 32, 32)
 
 

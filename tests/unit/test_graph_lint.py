@@ -22,7 +22,8 @@ def _network(model):
     """A network whose lowering to ONNX is done already."""
     tiles = np.zeros((1, qdq.SIZE, qdq.SIZE, 1), np.uint8)
     network = Network(torch.nn.Identity(), InputSpec(qdq.SIZE, qdq.SIZE), tiles)
-    network.made["onnx", "int8", 18] = model
+    for shift in (False, True):
+        network.made["onnx", "int8", 18, shift] = model
     return network
 
 

@@ -96,7 +96,9 @@ def test_a_program_ships_a_fault_when_it_is_far_from_its_twin_and_from_the_other
 
 
 def test_values_beside_the_grid_go_to_its_nearest_point():
-    assert on_grid(np.array([-200, -1.4, 0.6, 127.2], np.float32)).tolist() == [-128, -1, 1, 127]
+    values = np.array([-200, -1.4, 0.6, 127.2, 300], np.float32)
+    assert on_grid(values, 0).tolist() == [-128, -1, 1, 127, 127]
+    assert on_grid(values, -128).tolist() == [-128, -128, -127, -1, 127]
 
 
 def test_what_a_q_dq_graph_s_layers_are(tmp_path):

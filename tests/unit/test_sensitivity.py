@@ -19,6 +19,7 @@ from quantize.layers import Layer, find_layers  # noqa: E402
 from quantize.mixed import plan_mixed  # noqa: E402
 from quantize.models import build, names  # noqa: E402
 from quantize.models.batch_norm import fold_batch_norm  # noqa: E402
+from quantize.recipe import GridRecipe  # noqa: E402
 from quantize.sensitivity import Change, Sensitivity, measure  # noqa: E402
 
 SHAPE = (1, 32, 48)
@@ -201,7 +202,7 @@ def test_the_plan_keeps_its_share_and_no_single_step_is_left_that_would_be_worth
 def test_layers_that_are_left_keep_their_weights_and_the_tensor_between_them(planted, rounding):
     network, grid, _ = planted
     layers = {layer.name: layer.node for layer in find_layers(grid.prepared)}
-    mixed = _grid(network, leave=[layers["wide"], layers["narrow.0"]], rounding=rounding)
+    mixed = _grid(network, leave=[layers["wide"], layers["narrow.0"]], recipe=GridRecipe(rounding=rounding))
     graph = mixed.folded
     for node in graph.graph.nodes:
         if node.target != aten.conv2d.default:
@@ -212,7 +213,7 @@ def test_layers_that_are_left_keep_their_weights_and_the_tensor_between_them(pla
     assert reader.args[0].name == layers["wide"]  # nothing in between
     state = dict(graph.named_parameters()) | dict(graph.named_buffers())
     if rounding == "nearest":  # the other makes good what the layers before have lost
-        torch.testing.assert_close(state["wide.weight"], network.wide.weight)
+        torch.testing.assert_close(state["wide.weight"], mixed.trained["wide.weight"])
     images = _images(4, seed=1)
     with torch.no_grad():
         away = {
@@ -238,7 +239,9 @@ def test_a_layer_of_every_kind_can_be_left(name):
     layers = find_layers(graph)
     first = {layer.kind: layer for layer in reversed(layers)}.values()
     leave = {node for layer in (*first, layers[-1]) for node in (layer.node, *layer.readers)}
-    mixed = calibrate(folded, [_images(2)], input_shape=SHAPE, rounding="nearest", leave=leave)
+    mixed = calibrate(
+        folded, [_images(2)], input_shape=SHAPE, recipe=GridRecipe(rounding="nearest"), leave=leave
+    )
     with torch.no_grad():
         for before, after in zip(folded(_images(1)), mixed.folded(_images(1))):
             torch.testing.assert_close(after, before, atol=0.5, rtol=0.5)

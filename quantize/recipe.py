@@ -1,0 +1,32 @@
+"""How a network is put on the integer grid: a choice that needs no SDK to be named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# How ranges are chosen, see `quantize.ranges`. "mse" is nearest to full precision on parts that were held out, in
+# scores and in masks (`make bench-grids`); "minmax" clips nothing.
+RANGES = ("mse", "minmax", "percentile")
+# How weights are rounded, see `quantize.rounding`.
+ROUNDINGS = ("second-order", "nearest")
+# What copies of channels may cost where the plain grid misses, see `quantize.widening`.
+WIDENING = 0.1
+
+
+@dataclass(frozen=True)
+class GridRecipe:
+    """One way onto the grid.
+
+    Attributes:
+        ranges: one of `RANGES`.
+        rounding: one of `ROUNDINGS`.
+        one_sided: tensors that are never negative use the whole grid (zero point -128) where they can.
+        equalised: channels fill the grid of their tensor, see `quantize.equalisation`.
+        widening: what copies of channels may cost, as a share of the multiply-accumulates; 0: none are made.
+    """
+
+    ranges: str = RANGES[0]
+    rounding: str = ROUNDINGS[0]
+    one_sided: bool = True
+    equalised: bool = True
+    widening: float = 0.0
