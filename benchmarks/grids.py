@@ -19,7 +19,7 @@ from benchmarks import results_file
 from benchmarks.recipes.__main__ import EPOCHS
 from benchmarks.recipes.folds import FOLDS
 from edge.folders import write_json
-from quantize.recipe import WIDENING, GridRecipe
+from quantize.recipe import GridRecipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,7 +51,7 @@ GRIDS = (
     Grid("one-sided", "as mse, one-sided tensors on all of the grid", GridRecipe(equalised=False)),
     Grid("equalised", "as one-sided, equalised", GridRecipe()),
     Grid("equalised-minmax", "as equalised, ranges minmax", GridRecipe(ranges="minmax")),
-    Grid("widened", "as equalised, 10 % wider", GridRecipe(widening=WIDENING)),
+    Grid("widened", "as equalised, 10 % wider", GridRecipe(widening=0.1)),
     Grid("widened-25", "as equalised, 25 % wider", GridRecipe(widening=0.25)),
 )
 

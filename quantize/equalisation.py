@@ -67,9 +67,10 @@ def _equalise(graph: fx.GraphModule, family: Family, seen: _Extremes) -> None:
         else:
             shifts[node] = torch.zeros_like(least)
         reach = torch.maximum(largest - shifts[node], shifts[node] - least)
-        factors.append((reach.max() / reach).nan_to_num(1.0, posinf=1.0))
+        factors.append((reach.max() / reach).nan_to_num(torch.inf))  # a constant sets no limit
     # No tensor's range grows, so no channel loses.
-    factor = torch.stack(factors).amin(0).clamp(1.0, LARGEST_FACTOR)
+    factor = torch.stack(factors).amin(0)
+    factor = factor.where(factor.isfinite(), 1.0).clamp(1.0, LARGEST_FACTOR)
     for node in family.convolutions:
         weight(graph, node).mul_(factor.view(-1, 1, 1, 1))
         offset = bias(graph, node)

@@ -10,7 +10,7 @@ RANGES = ("mse", "minmax", "percentile")
 # How weights are rounded, see `quantize.rounding`.
 ROUNDINGS = ("second-order", "nearest")
 # What copies of channels may cost where the plain grid misses, see `quantize.widening`.
-WIDENING = 0.1
+WIDENING = 0.25
 
 
 @dataclass(frozen=True)

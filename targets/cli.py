@@ -85,7 +85,7 @@ def _export(arguments: Namespace) -> Outcome:
     if exported.passed:
         lines.append(f"artifact: {artifact.path} ({artifact.precision})")
     else:
-        lines.append(f"no candidate kept the budget; the last one is kept as {artifact.path}")
+        lines.append(f"no candidate kept the budget; the nearest is kept as {artifact.path}")
     manifest = artifact.manifest
     lines += _edgetpu_notes(manifest["lowering"])
     data = {

@@ -1,7 +1,7 @@
 """`edgeqc export`: calibrate, lower, measure the saved artifact through the shipped runtime, gate.
 
 Candidates are tried in the profile's order of precision, int8 with two kinds of ranges. The first that passes the
-budget on `val` becomes the artifact; when none does, the last tried is kept under a name that says `rejected`, with
+budget on `val` becomes the artifact; when none does, the nearest to it is kept under a name that says `rejected`, with
 its true numbers, and the exit code is 3. Thresholds are copied from the RUN unchanged, so a flip is a flip.
 """
 
@@ -154,7 +154,7 @@ def export(
             if not reasons and not all_candidates:
                 break
         passed = next((place for place, one in enumerate(candidates) if not one.reasons), None)
-        folder, final = manifests[-1 if passed is None else passed]
+        folder, final = manifests[_nearest(candidates) if passed is None else passed]
         write_json(folder / GATE, {"budget": asdict(budget), "candidates": [asdict(c) for c in candidates]})
         write_manifest(folder, final)
         kept = rejected if passed is None else out
@@ -175,6 +175,15 @@ def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, N
                 )
         else:
             yield precision, network
+
+
+def _nearest(candidates: Sequence[Candidate]) -> int:
+    """Place of the candidate that broke fewest limits, flipped fewest verdicts and has the nearest masks."""
+
+    def distance(candidate: Candidate) -> tuple[int, int, float]:
+        return len(candidate.reasons), candidate.row["flips"], -(candidate.row["mask_agreement_iou"] or 0.0)
+
+    return min(range(len(candidates)), key=lambda place: distance(candidates[place]))
 
 
 def _measure(

@@ -263,7 +263,7 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path, ca
     said = json.loads(file.read_text())
     assert [(one["precision"], one["ranges"], one["widening"]) for one in said["candidates"]][:5] == [
         ("int8", "mse", 0.0),
-        ("int8", "mse", 0.1),
+        ("int8", "mse", 0.25),
         ("int8", "minmax", 0.0),
         ("mixed", "mse", 0.0),
         ("fp16", None, 0.0),
@@ -311,7 +311,7 @@ def test_all_candidates_are_measured_and_the_first_that_passes_is_the_artifact(d
     tried = [(one["precision"], one["ranges"], one["widening"], one["passed"]) for one in said["candidates"]]
     assert tried == [
         ("int8", "mse", 0.0, True),
-        ("int8", "mse", 0.1, True),
+        ("int8", "mse", 0.25, True),
         ("int8", "minmax", 0.0, True),
         ("fp32", None, 0.0, True),
     ]
