@@ -704,3 +704,31 @@ def test_an_unknown_profile_or_one_of_another_target_is_refused():
         load_profile("toaster", "onnx")
     with pytest.raises(InputError, match="not for target"):
         load_profile("coral-usb", "onnx")
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_tensorrt_holds_the_same_integers_shifted(name):
+    """Zero points are 0, what is padded is padded by an operation of its own, and the answers are the grid's."""
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    network = _network(name)
+    plain, shifted = (onnx_graph.onnx_model(network, "int8", shift=shift) for shift in (False, True))
+    onnx_graph.check(shifted, onnx_graph.NEWEST_OPSET)
+    with pytest.raises(UnsupportedOpError, match="zero point"):
+        onnx_graph.check(plain, onnx_graph.NEWEST_OPSET)
+    kinds = [[node.op_type for node in model.graph.node] for model in (plain, shifted)]
+    assert "Pad" not in kinds[0] and kinds[1].count("Pad") > 5
+    assert [kind.count("Clip") for kind in kinds] == [kinds[0].count("Clip")] * 2
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    sessions = [
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for model in (plain, shifted)
+    ]
+    frames = (_tiles(1, seed=3).transpose(0, 3, 1, 2).astype(np.float32) - 128) / 128
+    for frame in frames:
+        found = [session.run(None, {"input": frame[None]}) for session in sessions]
+        for ours, theirs, step in zip(*found, network.grid.output_scales()):
+            away = np.abs(ours - theirs) / step
+            # Float sums of other numbers round a value in some thousand the other way.
+            assert away.mean() <= 1.01 and away.max() <= STEPS
