@@ -178,8 +178,10 @@ def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, N
 
 
 def _nearest(candidates: Sequence[Candidate]) -> int:
-    """Place of the candidate that is nearest to full precision, by its masks: thousands of pixels tell what a handful of
-    verdicts near the threshold does not."""
+    """Place of the candidate that is nearest to full precision by its masks.
+
+    Thousands of pixels tell what a handful of verdicts near the threshold does not.
+    """
     agreements = [candidate.row["mask_agreement_iou"] or 0.0 for candidate in candidates]
     return agreements.index(max(agreements))
 
