@@ -86,6 +86,11 @@ def _export(arguments: Namespace) -> Outcome:
         lines.append(f"artifact: {artifact.path} ({artifact.precision})")
     else:
         lines.append(f"no candidate kept the budget; the nearest is kept as {artifact.path}")
+    if not exported.order_measured:
+        lines.append(
+            f"note: in which order precisions are tried is unmeasured on {profile.title};"
+            " give `p50_ms` of `edgeqc bench` on it in a profile"
+        )
     manifest = artifact.manifest
     lines += _edgetpu_notes(manifest["lowering"])
     data = {
@@ -95,6 +100,7 @@ def _export(arguments: Namespace) -> Outcome:
         "target": target.NAME,
         "profile": profile.name,
         "gate": manifest["gate"],
+        "order_measured": exported.order_measured,
         "candidates": [
             {
                 "precision": c.precision,

@@ -62,11 +62,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote: `artifact.path` ends in `.rejected` when no candidate passed."""
+    """What `export` wrote: `artifact.path` ends in `.rejected` when no candidate passed.
+
+    `order_measured` says whether the order of precisions rests on latencies of the device.
+    """
 
     artifact: Artifact
     candidates: list[Candidate]
     passed: bool
+    order_measured: bool
 
 
 def export(
@@ -155,13 +159,14 @@ def export(
                 break
         passed = next((place for place, one in enumerate(candidates) if not one.reasons), None)
         folder, final = manifests[_nearest(candidates) if passed is None else passed]
-        write_json(folder / GATE, {"budget": asdict(budget), "candidates": [asdict(c) for c in candidates]})
+        verdict = {"budget": asdict(budget), "order_measured": profile.is_measured(order)}
+        write_json(folder / GATE, {**verdict, "candidates": [asdict(c) for c in candidates]})
         write_manifest(folder, final)
         kept = rejected if passed is None else out
         if passed is None and rejected.exists():  # an export's, as `_refuse_foreign` saw
             shutil.rmtree(rejected)
         folder.rename(kept)
-    return Exported(Artifact.open(kept), candidates, passed is not None)
+    return Exported(Artifact.open(kept), candidates, passed is not None, profile.is_measured(order))
 
 
 def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, Network]]:

@@ -8,6 +8,7 @@ max_onnx_opset = 20                  # 0: no ONNX goes to the device
 python = "3.10"                      # of the runtime on the device
 memory_bytes = 8_589_934_592         # what the network may take of it
 precisions = ["int8", "mixed", "fp16", "fp32"]  # tried in this order; the first that passes the gate wins
+p50_ms = {int8 = 6.1, fp16 = 9.8}     # optional: of `edgeqc bench` on the device; the fastest is tried first then
 default = true                       # the profile that the target takes when none is named
 run_device = "cuda:0"                # optional: the backend's device
 latency_budget_ms = 20.0             # optional: the self-test fails above it
@@ -17,8 +18,10 @@ notes = "..."                        # optional
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,8 @@ class Profile:
         title: the device's name for people.
         device: what the backend opens (`edgetpu:0`), or None for the backend's default.
         memory_bytes: what the network may take on the device, None: not limited.
+        order: precisions that the device runs, as somebody believes, fastest first.
+        p50_ms: by precision, the median latency that `edgeqc bench` measured on the device.
     """
 
     name: str
@@ -56,11 +61,21 @@ class Profile:
     default: bool = False
     device: str | None = None
     latency_budget_ms: float | None = None
+    p50_ms: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
 
     def precisions(self, target: Any) -> tuple[str, ...]:
-        """Precisions to try, in order: this device's, as far as `target` can write them."""
-        return tuple(precision for precision in self.order if precision in target.PRECISIONS)
+        """Precisions to try, in order: this device's, as far as `target` can write them.
+
+        Those that were measured there come by what was measured, so int8 is not tried first for being int8; those that
+        were not come after them, as the profile has them.
+        """
+        known = [precision for precision in self.order if precision in target.PRECISIONS]
+        return tuple(sorted(known, key=lambda precision: self.p50_ms.get(precision, math.inf)))
+
+    def is_measured(self, precisions: Collection[str]) -> bool:
+        """Whether the order of `precisions` was measured on the device; of a single one there is no order."""
+        return len(precisions) < 2 or all(precision in self.p50_ms for precision in precisions)
 
     def facts(self) -> dict[str, Any]:
         """What the manifest records."""
@@ -155,11 +170,18 @@ def _read(file: Path) -> Profile:
             default=bool(facts.pop("default", False)),
             device=facts.pop("run_device", None),
             latency_budget_ms=facts.pop("latency_budget_ms", None),
+            p50_ms=_latencies(facts.pop("p50_ms", {})),
             notes=str(facts.pop("notes", "")),
         )
         version = tuple(int(part) for part in profile.python.split("."))
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise InputError(f"{file} is no usable device profile", got=f"{type(exc).__name__}: {exc}") from exc
+    if strange := sorted(set(profile.p50_ms) - set(profile.order)):
+        raise InputError(
+            f"{file} has latencies of precisions that it does not try",
+            wanted=", ".join(profile.order),
+            got=", ".join(strange),
+        )
     if facts:
         raise InputError(f"{file} has fields that no profile has", got=", ".join(sorted(facts)))
     if version < OLDEST_PYTHON:
@@ -169,3 +191,10 @@ def _read(file: Path) -> Profile:
             got=f"Python {profile.python} in {file.name}",
         )
     return profile
+
+
+def _latencies(table: Mapping[str, Any]) -> dict[str, float]:
+    found = {str(precision): float(value) for precision, value in table.items()}
+    if not all(0 < value < math.inf for value in found.values()):
+        raise ValueError(f"a latency in ms is above 0, got {found}")
+    return found

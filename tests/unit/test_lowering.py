@@ -690,6 +690,8 @@ def test_a_profile_of_ones_own_is_a_file(tmp_path):
         (PROFILE.format("3.12") + "colour = 1\n", "colour"),
         ('device = "x"\n', "target"),
         ("= =", "TOML"),
+        (PROFILE.format("3.12") + "p50_ms = {fp32 = 0}\n", "latency"),
+        (PROFILE.format("3.12") + "p50_ms = {int8 = 1.0}\n", "int8"),
     ],
 )
 def test_an_unusable_profile_is_named(text, word, tmp_path):
@@ -697,6 +699,18 @@ def test_an_unusable_profile_is_named(text, word, tmp_path):
     with pytest.raises(InputError) as caught:
         load_profile(str(tmp_path / "mine.toml"), "onnx")
     assert word in str(caught.value)
+
+
+def test_precisions_are_tried_by_what_was_measured_on_the_device(tmp_path):
+    target = targets.find_target("onnx")
+    text = PROFILE.format("3.12").replace('["fp32"]', '["int8", "mixed", "fp16", "fp32"]')
+    (tmp_path / "believed.toml").write_text(text)
+    (tmp_path / "measured.toml").write_text(text + "p50_ms = {int8 = 9.0, fp16 = 5.5, fp32 = 11.0}\n")
+    believed, measured = (load_profile(str(tmp_path / f"{n}.toml"), "onnx") for n in ("believed", "measured"))
+    assert believed.precisions(target) == ("int8", "mixed", "fp16", "fp32")
+    assert measured.precisions(target) == ("fp16", "int8", "fp32", "mixed")
+    assert not believed.is_measured(believed.order) and believed.is_measured(["int8"])
+    assert measured.is_measured(["int8", "fp16"]) and not measured.is_measured(measured.order)
 
 
 def test_an_unknown_profile_or_one_of_another_target_is_refused():
