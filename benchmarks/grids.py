@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SEED = 0
-CALIBRATION = 128
 # Good tiles are many and much alike: every third will do.
 GOOD_STEP = 3
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One way to choose integers, and what people call it."""
+    """One way to choose integers, what people call it, and how many tiles, drawn by which seed, it is chosen from."""
 
     id: str
     title: str
     recipe: GridRecipe
+    count: int = 128
+    seed: int = SEED
 
 
 def _plain(rounding: str, ranges: str) -> GridRecipe:
@@ -53,6 +54,16 @@ GRIDS = (
     Grid("equalised-minmax", "as equalised, ranges minmax", GridRecipe(ranges="minmax")),
     Grid("widened", "as equalised, 10 % wider", GridRecipe(widening=0.1)),
     Grid("widened-25", "as equalised, 25 % wider", GridRecipe(widening=0.25)),
+    *(
+        Grid(
+            f"from-{count}-seed{seed}",
+            f"as equalised, from {count} tiles, draw {seed}",
+            GridRecipe(),
+            count,
+            seed,
+        )
+        for count, seed in ((128, 1), (128, 2), (32, 0), (64, 0), (256, 0))
+    ),
 )
 
 
@@ -87,9 +98,9 @@ def measure(run_folder: Path, data: Path, grid: Grid) -> dict[str, Any]:
     network = fold_batch_norm(run.load_model(), shape)
     train = frame_samples(dataset.split("train"), run.input, run.framing)
     val = frame_samples(dataset.split("val"), run.input, run.framing)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(grid.seed)
     kinds = [torch.nonzero(train.defective == kind).flatten() for kind in (False, True)]
-    chosen = [kind[torch.randperm(len(kind), generator=generator)][: CALIBRATION // 2] for kind in kinds]
+    chosen = [kind[torch.randperm(len(kind), generator=generator)][: grid.count // 2] for kind in kinds]
     defective, good = torch.nonzero(val.defective).flatten(), torch.nonzero(~val.defective).flatten()
     images = centered(val.tiles[torch.cat([defective, good[::GOOD_STEP]])])
     with quiet():
