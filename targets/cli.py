@@ -188,7 +188,7 @@ def _configure_sensitivity(parser: ArgumentParser) -> None:
 def _sensitivity(arguments: Namespace) -> Outcome:
     from edge.folders import new_folder, refuse_existing, write_json
     from quantize.run import open_run
-    from targets.report.sensitivity import bars, table
+    from targets.report.sensitivity import NUMBERS, PICTURE, bars, table
     from targets.sensitivity import as_data, rank_layers
 
     if arguments.out is not None:
@@ -199,9 +199,9 @@ def _sensitivity(arguments: Namespace) -> Outcome:
     text = table(ranking.found, ranking.plan)
     if arguments.out is not None:
         with new_folder(arguments.out) as folder:
-            write_json(folder / "sensitivity.json", data)
-            (folder / "sensitivity.svg").write_bytes(bars(ranking.found, ranking.plan))
-        text += f"\npicture: {arguments.out / 'sensitivity.svg'}"
+            write_json(folder / NUMBERS, data)
+            (folder / PICTURE).write_bytes(bars(ranking.found, ranking.plan))
+        text += f"\npicture: {arguments.out / PICTURE}"
     return Outcome(text, data)
 
 

@@ -322,12 +322,19 @@ def configure_parity(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--split", default="test", help="split to compare on (test)")
     parser.add_argument("--out", type=Path, help="new folder for the results; --layers does without")
+    parser.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FOLDER",
+        help="of `edgeqc sensitivity`, for the report (not with --layers)",
+    )
     configure_budget(parser)
 
 
 def run_parity(arguments: Namespace) -> Outcome:
     """`edgeqc parity`: writes parity.json, report.html and predictions/*.npz; exit code 3 on a failure."""
     from targets.report import write_report
+    from targets.report.sensitivity import read_ranking
     from targets.report.text import table
 
     for option in ("reference", "out"):
@@ -343,6 +350,9 @@ def run_parity(arguments: Namespace) -> Outcome:
     refuse_decide(samples, "a gate")  # before anything is measured on it
     reference = load_or_produce(arguments.reference, samples)
     _check_full_precision(reference, arguments.reference)
+    ranking = None
+    if arguments.sensitivity is not None:
+        ranking = read_ranking(arguments.sensitivity, str(reference.meta.get("source_digest")))
     candidates = []
     for name, path in zip(names(arguments.artifact), arguments.artifact):
         predictions = load_or_produce(path, samples)
@@ -356,7 +366,15 @@ def run_parity(arguments: Namespace) -> Outcome:
         for number, candidate in enumerate(candidates, 1):
             file = f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', candidate.name)}.npz"
             candidate.predictions.save(folder / "predictions" / file)
-        write_report(folder / "report.html", result, reference, candidates, samples, data=arguments.data.name)
+        write_report(
+            folder / "report.html",
+            result,
+            reference,
+            candidates,
+            samples,
+            data=arguments.data.name,
+            ranking=ranking,
+        )
     failed = [row for row in result["artifacts"] if not row["passed"]]
     lines = [table(result["artifacts"]), ""]
     lines += [f"{row['name']} fails: {'; '.join(row['reasons'])}" for row in failed]

@@ -52,6 +52,13 @@ def run_layers(arguments: Namespace) -> Outcome:
     from targets.layers.verdict import text
     from targets.report.layers import write_layers
 
+    if arguments.sensitivity is not None:
+        raise InputError(
+            "--layers writes no report that a ranking could go into",
+            wanted="edgeqc parity ARTIFACT ARTIFACT --layers --data D",
+            got=f"--sensitivity {arguments.sensitivity}",
+            next_step="drop --sensitivity, or --layers",
+        )
     if arguments.reference is not None:
         raise InputError(
             "--layers compares two artifacts with each other, without full precision",

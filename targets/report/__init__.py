@@ -38,6 +38,7 @@ def write_report(
     *,
     data: str,
     shown: int = SHOWN,
+    ranking: Mapping[str, Any] | None = None,
     written: datetime | None = None,
 ) -> None:
     """Write the report of `result`, which `targets.parity.compare` made of the other arguments.
@@ -45,6 +46,7 @@ def write_report(
     Args:
         data: the data set's name, for the heading.
         shown: worst samples per artifact.
+        ranking: of layers, as `targets.report.sensitivity.read_ranking` gives it.
         written: the date on the page; now when None.
     """
     reference, aligned = align(reference, candidates, samples)
@@ -65,6 +67,7 @@ def write_report(
         budget=Budget(**result["budget"]).limits(),
         cross={(pair["a"], pair["b"]): pair for pair in result["cross"]},
         data=data,
+        ranking=ranking,
         split=result.get("split"),
         any_stand_in=any(row["stand_in"] for row in result["artifacts"]),
     )

@@ -1,10 +1,14 @@
-"""The ranking of layers for people: a table for a terminal, and a picture."""
+"""The ranking of layers for people: a table for a terminal, a picture, and what the report shows of both."""
 
 from __future__ import annotations
 
+import base64
+import json
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from edge.errors import InputError
 from targets.report.charts import GRID, INK, QUIET, STYLE, svg_bytes
 from targets.report.text import number
 
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
     from quantize.sensitivity import Sensitivities, Sensitivity
 
 SHOWN = 15
+# In the folder that `edgeqc sensitivity --out` writes.
+NUMBERS, PICTURE = "sensitivity.json", "sensitivity.svg"
 ACTIVATION, WEIGHTS = "#0b6fb8", "#c26a00"
 
 
@@ -94,6 +100,51 @@ def bars(found: Sensitivities, plan: MixedPlan) -> bytes:
         )
         masks.legend(loc="center", bbox_to_anchor=(0.62, 0.4), fontsize=8.5, frameon=True, edgecolor=GRID)
         return svg_bytes(figure, transparent=False)
+
+
+def read_ranking(folder: Path, run_digest: str) -> dict[str, Any]:
+    """What the report shows of a folder that `edgeqc sensitivity` wrote: its picture, and the numbers beside it.
+
+    Args:
+        run_digest: of the RUN that the report compares with.
+
+    Raises:
+        InputError: it is no such folder, or of another RUN.
+    """
+    try:
+        found = json.loads((folder / NUMBERS).read_bytes())
+        shown = {
+            "picture": "data:image/svg+xml;base64,"
+            + base64.b64encode((folder / PICTURE).read_bytes()).decode("ascii"),
+            "n": int(found["n"]),
+            "positives": int(found["positives"]),
+            "together": {key: float(found["together"][key]) for key in ("defect_rms", "mask_rms")},
+            "layers": [
+                {
+                    "name": str(layer["name"]),
+                    "damage": float(layer["damage"]),
+                    "mask_rms": float(layer["whole"]["mask_rms"]),
+                    "defect_rms": float(layer["whole"]["defect_rms"]),
+                    "mac_share": float(layer["mac_share"]),
+                }
+                for layer in found["layers"][:SHOWN]
+            ],
+        }
+        digest = found["checkpoint_digest"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise InputError(
+            f"{folder} holds no ranking of layers",
+            wanted=f"{NUMBERS} and {PICTURE}, as `edgeqc sensitivity RUN --out FOLDER` writes them",
+            got=f"{type(exc).__name__}: {exc}",
+        ) from exc
+    if digest != run_digest:
+        raise InputError(
+            f"{folder} ranks the layers of another RUN",
+            wanted=f"RUN {run_digest[:16]}, the reference",
+            got=f"RUN {str(digest)[:16]}",
+            next_step="run `edgeqc sensitivity` on the RUN that is the reference",
+        )
+    return shown
 
 
 def _decibel(row: Sensitivity) -> str:

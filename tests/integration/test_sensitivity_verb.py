@@ -47,6 +47,29 @@ def test_the_verb_ranks_every_layer_and_draws_the_worst(data, run, tmp_path, cap
     assert cli.main(list(map(str, words))) == 2  # the folder is there
 
 
+def test_the_report_shows_the_ranking_of_its_own_reference_alone(data, run, tmp_path, capsys):
+    layers, other = tmp_path / "layers", write_run_folder(tmp_path / "other", threshold=0.5)
+    assert cli.main(list(map(str, ["sensitivity", run, "--data", data, "--images", 8, "--out", layers]))) == 0
+    words = ["parity", run, "--data", data, "--split", "val", "--sensitivity"]
+
+    def parity(folder, reference, out):
+        return cli.main(list(map(str, [*words, folder, "--reference", reference, "--out", tmp_path / out])))
+
+    assert parity(layers, run, "p") == 0
+    page = (tmp_path / "p" / "report.html").read_text()
+    worst = json.loads((layers / "sensitivity.json").read_text())["layers"][0]["name"]
+    assert "Which layers int8 hurts" in page and worst in page and "data:image/svg+xml;base64," in page
+    facts = json.loads((layers / "sensitivity.json").read_text())
+    (layers / "sensitivity.json").write_text(json.dumps(facts | {"checkpoint_digest": "0" * 64}))
+    capsys.readouterr()
+    assert parity(layers, run, "q") == 2
+    assert "another RUN" in capsys.readouterr().err and not (tmp_path / "q").exists()
+    assert parity(other, run, "r") == 2
+    assert "no ranking of layers" in capsys.readouterr().err
+    assert cli.main(list(map(str, [*words, layers, "--layers"]))) == 2
+    assert "--sensitivity" in capsys.readouterr().err
+
+
 def test_too_few_photographs_are_bad_input(data, run, capsys):
     assert cli.main(["sensitivity", str(run), "--data", str(data), "--images", "4"]) == 2
     assert "at least 8 samples" in capsys.readouterr().err
