@@ -10,15 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
-from quantize.operations import CLAMPS, CONVOLUTIONS, OWN_SCALE, SUMS
+from quantize.operations import CHANNELWISE, CLAMPS, CONVOLUTIONS, SUMS
 from quantize.parameters import bias_node, channels, groups, is_depthwise, macs, padding, shared, weight
-
-_aten = torch.ops.aten
-# What hands on every channel by itself, multiplied and shifted as it came.
-CHANNELWISE = {_aten.max_pool2d.default, _aten.upsample_nearest2d.vec, *OWN_SCALE}
 
 
 @dataclass(frozen=True)
@@ -92,6 +87,8 @@ def _family(nodes: list[fx.Node], fixed: set[fx.Node]) -> Family | None:
     for node in nodes:
         if node.op != "call_function" or node.meta["val"].ndim != 4 or node in fixed:
             return None
+        if node.target in CONVOLUTIONS and groups(node) != 1 and not is_depthwise(node):
+            return None  # its rows belong to groups, or its outputs to inputs: one more has no place
         if node.target in SUMS and (len(node.all_input_nodes) != 2 or node.kwargs):
             return None
         if channels(node) != channels(nodes[0]):  # a sum that repeats a map of one channel

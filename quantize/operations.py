@@ -31,6 +31,8 @@ SAME_SCALE: set[Any] = {
     _aten.flatten.using_ints,
 }
 OWN_SCALE: set[Any] = {_aten.mean.dim}
+# What hands on every channel of a map by itself, multiplied and shifted as it came.
+CHANNELWISE: set[Any] = {_aten.max_pool2d.default, _aten.upsample_nearest2d.vec, *OWN_SCALE}
 NO_TENSOR: set[Any] = {_aten.sym_size.int, operator.getitem}
 # What computes new numbers, and so begins a layer; a clamp behind it belongs to it.
 COMPUTING: set[Any] = CONVOLUTIONS | SUMS | PRODUCTS | OWN_SCALE

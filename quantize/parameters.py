@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quantize.operations import CLAMPS, CONVOLUTIONS, OWN_SCALE, SAME_SCALE, SUMS
+from quantize.operations import CHANNELWISE, CLAMPS, CONVOLUTIONS, SUMS
 
 _DEFAULTS: tuple[Any, ...] = (None, [1, 1], [0, 0], [1, 1], 1)
 
@@ -87,10 +87,11 @@ def refresh(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target in CONVOLUTIONS:
             count = len(weight(graph, node))
-            if groups(node) > 1:
+            if 1 < groups(node) == channels(node):  # no others change, see `quantize.families`
                 node.args = (*node.args[:6], count)
-        elif node.target in CLAMPS | SAME_SCALE | OWN_SCALE | SUMS and node.meta["val"].ndim == 4:
-            count = channels(node.all_input_nodes[0])
+        elif node.target in CHANNELWISE | CLAMPS | SUMS and node.meta["val"].ndim == 4:
+            maps = [read for read in node.all_input_nodes if read.meta["val"].ndim == 4]
+            count = max((channels(read) for read in maps), default=channels(node))
         else:
             continue
         before = node.meta["val"]

@@ -5,7 +5,8 @@ weight/PARAMETER   weights and biases, float32; weights are multiples of their s
 scale/OBSERVER     float32, one value, or one for each output channel of a weight
 ```
 
-The names are the graph's, so the file belongs to one network and one version of torch (`torch` in its metadata).
+The names are the graph's, so the file belongs to one network and one version of torch (`torch` in its metadata, beside
+`format`). A widened network's tensors have more channels than those that the RUN's weights give.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHT, SCALE = "weight/", "scale/"
+# 2: tensors that are never negative have zero point -128, so their scales mean another range than in 1.
+FORMAT = "2"
 
 
 def grid_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
@@ -67,7 +70,7 @@ def save_grid(file: Path, state: dict[str, Tensor], count: int) -> None:
     """Write `grid.safetensors`; `count` images set its ranges."""
     from safetensors.torch import save_file
 
-    facts = {"torch": torch.__version__, "count": str(count)}
+    facts = {"format": FORMAT, "torch": torch.__version__, "count": str(count)}
     save_file({name: value.contiguous() for name, value in state.items()}, file, facts)
     file.chmod(0o644)
 
@@ -93,6 +96,13 @@ def load_grid(file: Path, model: nn.Module, input_shape: tuple[int, int, int]) -
         raise ArtifactError(
             f"{file} cannot be read", got=str(error), next_step="tune the RUN again (`edgeqc train --qat`)"
         ) from error
+    if facts.get("format") != FORMAT:
+        raise FormatVersionError(
+            f"{file} was written by another version",
+            wanted=f"format {FORMAT}",
+            got=f"format {facts.get('format', '1')}",
+            next_step="tune the RUN again with this version (`edgeqc train --qat`)",
+        )
     try:
         with quiet():
             prepared = with_grid_state(model, input_shape, state)

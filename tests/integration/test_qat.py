@@ -13,7 +13,7 @@ pytest.importorskip("torchao")
 
 from edge import cli  # noqa: E402
 from edge.artifact import Artifact  # noqa: E402
-from edge.errors import ArtifactError  # noqa: E402
+from edge.errors import ArtifactError, FormatVersionError  # noqa: E402
 from quantize import qat_job  # noqa: E402
 from quantize.grid import calibrate  # noqa: E402
 from quantize.models.batch_norm import fold_batch_norm  # noqa: E402
@@ -99,6 +99,15 @@ def test_a_damaged_or_foreign_grid_is_named(tuned, tmp_path):
         load_grid(damaged, network, SHAPE)
     with pytest.raises(ArtifactError, match="does not fit"):
         load_grid(run.tuned_grid, torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)), SHAPE)
+
+
+def test_a_grid_of_an_older_version_is_not_read_with_other_zero_points(tuned, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    run, older = open_run(tuned.run), tmp_path / "grid.safetensors"
+    save_file(load_file(run.tuned_grid), older, {"torch": torch.__version__, "count": "16"})
+    with pytest.raises(FormatVersionError, match="another version"):
+        load_grid(older, fold_batch_norm(run.load_model()), SHAPE)
 
 
 @pytest.mark.parametrize(

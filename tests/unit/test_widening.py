@@ -259,3 +259,39 @@ def test_even_phases_leave_the_square_and_nothing_leaves_less_than_none(count, s
     values = torch.linspace(-50, 50, 20_001, dtype=torch.float64)[:, None] + phases.double()
     error = (values.round() - values).mean(1)
     assert float(error.square().mean() * 12) == pytest.approx(float(left_of(phases.double())), abs=0.02)
+
+
+class _Grouped(nn.Module):
+    """A convolution in two groups, a depthwise one with two outputs for each input, and a reshape of maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU6())
+        self.groups = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ReLU6())
+        self.mixed = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU6())
+        self.twice = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.ReLU6())
+        self.narrow = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU6())
+        self.last, self.mask, self.defect = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 1, 1), nn.Conv2d(2, 1, 1)
+
+    def forward(self, x):
+        maps = self.last(self.narrow(self.twice(self.mixed(self.groups(self.stem(x))))))
+        pooled = maps.mean((2, 3), keepdim=True).view(1, 2, 1, 2)
+        return self.defect(pooled).mean((2, 3)), self.mask(maps)
+
+
+def test_other_groups_than_depthwise_and_reshapes_stay_as_they_are():
+    torch.manual_seed(0)
+    network, images = _Grouped().eval(), _images()
+    graph = capture_copy(network, SHAPE)
+    before = {node.name: node.args[6] for node in graph.graph.nodes if len(node.args) > 6}
+    shapes = {node.name: node.meta["val"].shape for node in graph.graph.nodes if "view" in node.name}
+    equalise(graph, images)
+    widened = widen(graph, images, GridRecipe(widening=3.0))
+    assert sum(widened.channels.values()) > 0
+    for node in graph.graph.nodes:
+        if node.name in before:
+            assert node.args[6] == before[node.name]
+        if node.name in shapes:
+            assert node.meta["val"].shape == shapes[node.name]
+    for ours, theirs in zip(_answers(graph, images), _answers(network, images)):
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
