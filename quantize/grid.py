@@ -53,6 +53,7 @@ from quantize.quiet import quiet
 from quantize.ranges import RangeObserver
 from quantize.recipe import ROUNDINGS, GridRecipe
 from quantize.replacements import instead_of
+from quantize.requantization import settle_activations, settle_biases, settle_weights
 from quantize.rounding import SMALLEST_SCALE, Moments, round_weights
 from quantize.widening import Widened, widen
 
@@ -240,7 +241,9 @@ class CalibratedGrid:
     def folded(self) -> fx.GraphModule:
         """Quantized graph with int8 weights: what every target lowers, and what torch can run as a check."""
         with quiet():
-            return convert_pt2e(copy.deepcopy(self.prepared), fold_quantize=True)
+            prepared = copy.deepcopy(self.prepared)
+            settle_biases(prepared)
+            return convert_pt2e(prepared, fold_quantize=True)
 
     def output_scales(self) -> tuple[float, ...]:
         """The step of each output in its own unit (logits), in the order of the network's outputs."""
@@ -314,11 +317,15 @@ def calibrate(
     with torch.no_grad():
         for image in progress(images, "finding ranges"):
             prepared(image)
+    if recipe.tie_free:
+        settle_activations(prepared)
+        settle_weights(prepared)
     trained = parameters(prepared)
     undisturbed: dict[str, Moments] = {}
     if recipe.rounding == SECOND_ORDER:
         # Good parts come first, defects last: what is looked at has to be of both.
-        undisturbed = round_weights(prepared, CONVOLUTIONS, images[:: -(-len(images) // ROUNDING_IMAGES)])
+        looked_at = images[:: -(-len(images) // ROUNDING_IMAGES)]
+        undisturbed = round_weights(prepared, CONVOLUTIONS, looked_at, tie_free=recipe.tie_free)
     return CalibratedGrid(
         prepared,
         tuple(input_shape),

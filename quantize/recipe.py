@@ -22,6 +22,7 @@ class GridRecipe:
         rounding: one of `ROUNDINGS`.
         one_sided: tensors that are never negative use the whole grid (zero point -128) where they can.
         equalised: channels fill the grid of their tensor, see `quantize.equalisation`.
+        tie_free: scales are such that all runtimes round alike, see `quantize.requantization`.
         widening: what copies of channels may cost, as a share of the multiply-accumulates; 0: none are made.
     """
 
@@ -29,4 +30,5 @@ class GridRecipe:
     rounding: str = ROUNDINGS[0]
     one_sided: bool = True
     equalised: bool = True
+    tie_free: bool = True
     widening: float = 0.0

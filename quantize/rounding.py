@@ -26,6 +26,7 @@ from torchao.quantization.pt2e.observer import ObserverBase, PerChannelMinMaxObs
 
 from edge.progress import progress
 from quantize.ranges import LEVELS
+from quantize.requantization import convolution_scales, fix_weights, weight_scales
 
 # A dead channel must not get a scale so small that its int32 bias overflows.
 SMALLEST_SCALE = 2.0**-20
@@ -54,7 +55,7 @@ class Moments:
 
 
 def round_weights(
-    prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor]
+    prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor], *, tie_free: bool = True
 ) -> dict[str, Moments]:
     """Put the weights of every convolution of a calibrated graph on the grid, in place.
 
@@ -62,29 +63,36 @@ def round_weights(
         prepared: from `prepare_pt2e`, with the ranges of all tensors observed.
         convolutions: the graph's targets that are one.
         images: float32 [1, C, H, W] each; as many are used as `MEMORY_BYTES` has room for.
+        tie_free: choose the scales of weights by `quantize.requantization`.
 
     Returns:
         by node, the moments of inputs that are in full precision on both sides: what `solve` takes to round one
         convolution as if no other were on the grid.
     """
-    walk = _Walk(prepared, convolutions, images)
+    walk = _Walk(prepared, convolutions, images, tie_free)
     for node in progress(list(prepared.graph.nodes), "rounding weights"):
         walk.visit(node)
     return walk.undisturbed
 
 
-def solve(weight: Tensor, bias: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+def solve(
+    weight: Tensor, bias: Tensor, moments: Moments, ends: tuple[float, float] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights on the grid, the bias that goes with them, and their scales.
 
     Args:
         weight: [groups, outputs, K].
         bias: [groups, outputs].
+        ends: scales of what the convolution reads and writes, for weights whose sums are requantized without ties
+            (`quantize.requantization`).
     Returns:
         weights as multiples of their scale, biases, scales [groups, outputs].
     """
     inputs = weight.shape[2]
     whole = adapt(weight, bias, moments)
     scale = (whole[:, :, :inputs].abs().amax(2) / LEVELS).clamp_min(SMALLEST_SCALE)
+    if ends is not None:
+        scale = weight_scales(scale, *ends)
     damped = moments.grid + DAMPING * _penalty(moments)
     rounded = _round_in_turn(whole, damped, scale)
     return rounded[:, :, :inputs].float(), rounded[:, :, inputs].float(), scale.float()
@@ -142,8 +150,10 @@ def _round_in_turn(whole: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
 class _Walk:
     """A graph on its way: what each tensor is in full precision, and on the grid, for every image."""
 
-    def __init__(self, prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor]) -> None:
-        self.graph, self.convolutions = prepared, convolutions
+    def __init__(
+        self, prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor], tie_free: bool
+    ) -> None:
+        self.graph, self.convolutions, self.tie_free = prepared, convolutions, tie_free
         self.images = images[:: -(-len(images) // _room(prepared))]
         self.parameters = dict(prepared.named_parameters()) | dict(prepared.named_buffers())
         self.full: dict[fx.Node, Any] = {}
@@ -215,7 +225,8 @@ class _Walk:
             whole = adapt(weight.reshape(shape), bias.reshape(shape[:2]), moments).float()
             ours, shifted = whole[:, :, :-1], whole[:, :, -1]
         else:
-            ours, shifted, scale = solve(weight.reshape(shape), bias.reshape(shape[:2]), moments)
+            ends = convolution_scales(self.graph, node) if self.tie_free else None
+            ours, shifted, scale = solve(weight.reshape(shape), bias.reshape(shape[:2]), moments, ends)
         weight.copy_(ours.reshape(weight.shape))
         if isinstance(bias_node, fx.Node):
             bias.copy_(shifted.reshape(-1))
@@ -223,7 +234,7 @@ class _Walk:
             observer = self.graph.get_submodule(str(observed.target))
             assert isinstance(observer, PerChannelMinMaxObserver)
             # The scale stays what the weights were rounded to, also where no weight reached its end.
-            observer.min_val, observer.max_val = -LEVELS * scale.flatten(), LEVELS * scale.flatten()
+            fix_weights(observer, scale)
 
     def _moments(self, node: fx.Node, source: fx.Node, kernel: tuple[int, ...], groups: int) -> Moments:
         defaults: list[Any] = [[1, 1], [0, 0], [1, 1]]

@@ -135,14 +135,9 @@ def export(
     # Everything is made and measured in a staging folder, so that neither name is seen before its verdict is in.
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        for place, (precision, on_grid) in enumerate(_candidates(order, network)):
+        for place, (precision, recipe, on_grid) in enumerate(_candidates(order, network)):
             folder = Path(staging) / str(place)
             folder.mkdir()
-            recipe = (
-                on_grid.recipe
-                if precision in ON_GRID and not (network.tuned and precision == "int8")
-                else None
-            )
             chosen_by = {"ranges": recipe and recipe.ranges, "widening": recipe.widening if recipe else 0.0}
             own = {**facts, "calibration": {**facts["calibration"], **chosen_by}}
             with step(f"lowering to {target.NAME} {precision}{grid_name(**chosen_by)}"):
@@ -169,17 +164,20 @@ def export(
     return Exported(Artifact.open(kept), candidates, passed is not None, profile.is_measured(order))
 
 
-def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, Network]]:
-    """Precision and network of everything to try, in this order: int8 in all `GRIDS`, unless it was tuned."""
+def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, GridRecipe | None, Network]]:
+    """Precision, way onto the grid and network of everything to try, in this order.
+
+    int8 is tried in all `GRIDS`, unless it was tuned; there, and off the grid, is no way to choose.
+    """
     for precision in order:
-        if precision == "int8" and not network.tuned:
-            for recipe in GRIDS:
-                yield (
-                    precision,
-                    network if recipe == network.recipe else replace(network, recipe=recipe, made={}),
-                )
+        if precision not in ON_GRID or (network.tuned and precision == "int8"):
+            yield precision, None, network
+        elif precision != "int8":
+            yield precision, network.recipe, network
         else:
-            yield precision, network
+            for recipe in GRIDS:
+                same = recipe == network.recipe
+                yield precision, recipe, network if same else replace(network, recipe=recipe, made={})
 
 
 def _nearest(candidates: Sequence[Candidate]) -> int:

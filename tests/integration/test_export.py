@@ -219,6 +219,11 @@ def test_a_missed_budget_is_exit_3_and_kept_as_rejected(data, run, tmp_path, cap
     rejected = Artifact.open(tmp_path / "artifact.rejected")
     assert rejected.manifest["gate"]["passed"] is False
     assert any("mask agreement" in reason for reason in rejected.manifest["gate"]["reasons"])
+    tried = json.loads((rejected.path / "gate.json").read_text())["candidates"]
+    assert len(tried) == 3
+    nearest = max(tried, key=lambda one: one["row"]["mask_agreement_iou"])
+    kept = rejected.manifest["calibration"]
+    assert (kept["ranges"], kept["widening"]) == (nearest["ranges"], nearest["widening"])
     assert "rejected" in capsys.readouterr().out
 
 

@@ -38,11 +38,8 @@ HEIGHT, WIDTH = 32, 48
 INT8 = [("openvino", "int8"), ("edgetpu", "int8"), ("tensorrt", "int8"), ("onnx", "int8")]
 MIXED = [(name, "mixed") for name in ("openvino", "tensorrt", "onnx")]
 FLOAT = [(name, precision) for name in ("openvino", "tensorrt", "onnx") for precision in ("fp16", "fp32")]
-# Quantization steps between two runtimes on one grid: kernels round ties and requantize in their own ways. On
-# average below one step; single mask pixels, of some hundred, get farther through 60 layers.
-STEPS, FARTHEST_STEPS = 4, 12
-# A correction that reads the mask adds to the steps that the mask is away.
-SLACK = {"pixel-confidence": 1.5}
+# The same integers, read as floats: runtimes round alike, `quantize.requantization`.
+SAME_STEPS = 1e-2
 
 
 def _tiles(channels, seed=0):
@@ -161,13 +158,9 @@ def test_one_grid_gives_one_answer_through_the_shipped_runtime(target, precision
         assert inspector.inspect(network.tiles[0].squeeze()).mask.shape == (HEIGHT, WIDTH)
     steps = dict(zip(("defect", "mask"), network.grid.output_scales(), strict=True))
     assert lowered.output_step == steps["defect"]
-    slack = SLACK.get(name, 1)
     for tensor, step in steps.items():
         assert np.ptp(expected[tensor]) > 40 * step, "the test's network answers the same to everything"
-        away = np.abs(found[tensor] - expected[tensor]) / step
-        assert away.max() <= FARTHEST_STEPS * slack
-        # The baseline's verdict is a single mask pixel, the largest one.
-        assert away.mean() < 1.5 * slack or (name, tensor) == ("pixel-only", "defect")
+        assert np.abs(found[tensor] - expected[tensor]).max() <= SAME_STEPS * step
 
 
 @pytest.mark.slow
@@ -182,8 +175,7 @@ def test_larger_sizes_lower_to_the_same_integers(name, size, tmp_path):
     with _inspector(tmp_path, "edgetpu", "int8", lowered) as inspector:
         found = _answers(inspector, network)
     for tensor, step in zip(("defect", "mask"), network.grid.output_scales(), strict=True):
-        away = np.abs(found[tensor] - expected[tensor]) / step
-        assert away.max() <= FARTHEST_STEPS * SLACK.get(name, 1) and away.mean() < 2.25
+        assert np.abs(found[tensor] - expected[tensor]).max() <= SAME_STEPS * step
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -198,7 +190,7 @@ def test_every_pooling_of_the_baseline_lowers(target, pooling, tmp_path):
     expected = _expected(network, network.grid.folded)["defect"]
     with _inspector(tmp_path, target, "int8", lowered) as inspector:
         found = _answers(inspector, network)["defect"]
-    assert np.abs(found - expected).max() <= FARTHEST_STEPS * network.grid.output_scales()[0]
+    assert np.abs(found - expected).max() <= SAME_STEPS * network.grid.output_scales()[0]
 
 
 class _ConfidenceAlone(torch.nn.Module):
@@ -233,8 +225,7 @@ def test_every_runtime_multiplies_and_looks_around_in_the_same_integers(target, 
         uncorrected = network.folded.read(x)[:, 0].numpy()
     assert np.abs(plain["mask"] - uncorrected).max() > 2, "the test's correction corrects nothing"
     for name, step in steps.items():
-        away = np.abs(found[name] - expected[name]) / step
-        assert away.mean() < 0.75 and away.max() < STEPS
+        assert np.abs(found[name] - expected[name]).max() <= SAME_STEPS * step
         assert np.abs(found[name] - plain[name]).max() < 8 * step
 
 
@@ -551,9 +542,10 @@ def test_it_runs_in_an_interpreter_of_the_compilers_age(name, tmp_path):
         new = interpreter.get_tensor(detail["index"]).ravel().astype(int)
         # Not byte for byte: even one release's own reference and optimized kernels differ by 2 steps.
         away = np.abs(new - np.array(old["outputs"][detail["name"]]))
-        assert away.max() <= FARTHEST_STEPS * SLACK.get(name, 1)
+        print(name, detail["name"], away.max(), away.mean())
+        assert away.max() <= 12
         if away.size > 1:  # a verdict is one value: its mean says nothing more
-            assert away.mean() <= 2.5 * SLACK.get(name, 1)
+            assert away.mean() <= 2.5
 
 
 def test_a_named_old_interpreter_that_does_not_work_is_an_error(tflite_bytes, tmp_path, monkeypatch):
@@ -743,6 +735,4 @@ def test_tensorrt_holds_the_same_integers_shifted(name):
     for frame in frames:
         found = [session.run(None, {"input": frame[None]}) for session in sessions]
         for ours, theirs, step in zip(*found, network.grid.output_scales()):
-            away = np.abs(ours - theirs) / step
-            # Float sums of other numbers round a value in some thousand the other way.
-            assert away.mean() <= 1.01 and away.max() <= STEPS
+            assert np.abs(ours - theirs).max() <= SAME_STEPS * step
