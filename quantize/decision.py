@@ -35,6 +35,9 @@ RULES = ("f1", "youden", "fixed", "risk")
 
 # Thresholds that are rated at a time, so that a large `val` fits into memory.
 CHUNK = 256
+# Qualities this near to each other are one: some hundred photographs cannot tell them apart by far, and between them
+# the gap decides, for a score that no threshold is near to does not flip on a device.
+INDIFFERENCE = 0.01
 # Thresholds that rule `risk` tests. In a sequence fixed beforehand more of them cost no confidence.
 CANDIDATES = 1001
 
@@ -300,7 +303,7 @@ def _in_float32(threshold: float, score: NDArray[np.float64]) -> float:
 
 
 def _best_threshold(label: NDArray[np.bool_], score: NDArray[np.float64], rule: DecisionRule) -> float:
-    """The candidate with the best expected quality; of equals, the one in the widest gap."""
+    """Of the candidates whose expected quality is as good as the best, the one in the widest gap of scores."""
     levels = np.unique(score)
     candidates, gaps = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
     if not len(candidates):  # all scores equal: calling everything defective is the best that F1 can do
@@ -310,8 +313,8 @@ def _best_threshold(label: NDArray[np.bool_], score: NDArray[np.float64], rule: 
         quality = hits / label.sum() - alarms / (~label).sum()
     else:
         quality = 2 * hits / (label.sum() + hits + alarms)
-    tied = np.flatnonzero(quality >= quality.max() - 1e-9)
-    return float(candidates[tied[np.argmax(gaps[tied])]])
+    as_good = np.flatnonzero(quality >= quality.max() - INDIFFERENCE)
+    return float(candidates[as_good[np.argmax(gaps[as_good])]])
 
 
 def _expected_above(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -55,6 +55,7 @@ from quantize.recipe import ROUNDINGS, GridRecipe
 from quantize.replacements import instead_of
 from quantize.requantization import settle_activations, settle_biases, settle_weights
 from quantize.rounding import SMALLEST_SCALE, Moments, round_weights
+from quantize.saturation import saturate_summands
 from quantize.widening import Widened, widen
 
 INPUT_SCALE = 1 / 128
@@ -317,6 +318,7 @@ def calibrate(
     with torch.no_grad():
         for image in progress(images, "finding ranges"):
             prepared(image)
+    saturate_summands(prepared)
     if recipe.tie_free:
         settle_activations(prepared)
         settle_weights(prepared)

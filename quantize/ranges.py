@@ -67,6 +67,11 @@ class RangeObserver(ObserverBase):
         self.method = "minmax"
         self.largest.fill_(largest)
 
+    def shorten(self, useful: float) -> None:
+        """From now on the range ends at `useful`, if it did not before."""
+        if useful < self.range():
+            self.fix(useful)
+
     def range(self) -> float:
         """The largest magnitude that the grid represents."""
         largest = float(self.largest)

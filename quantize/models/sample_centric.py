@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -108,17 +109,25 @@ class SampleHead(nn.Module):
     It does not see the mask. On the photographs that a network learns from, the mask is soon right, and a head that
     pools it, or the decoder's features, learns to trust it: on parts that it has not seen the verdicts got worse with
     every epoch that the masks got better (docs/training.md).
+
+    In training it sees some of the features only, mean and maximum of the same ones (dropout, Srivastava et al., 2014):
+    there are a few dozen defective parts to learn from, and 2 C numbers to know each of them by.
     """
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float = 0.3) -> None:
         super().__init__()
+        self.dropout = dropout
         self.mean = nn.Conv2d(channels, hidden, 1)
         self.maximum = nn.Conv2d(channels, hidden, 1, bias=False)
         self.activation = nn.ReLU6()
         self.logit = nn.Conv2d(hidden, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.mean(x.mean((2, 3), keepdim=True)) + self.maximum(global_maximum(x))
+        mean, maximum = x.mean((2, 3), keepdim=True), global_maximum(x)
+        if self.training and self.dropout:
+            kept = F.dropout(torch.ones_like(mean), self.dropout)
+            mean, maximum = mean * kept, maximum * kept
+        seen = self.mean(mean) + self.maximum(maximum)
         return self.logit(self.activation(seen)).flatten(1)
 
 

@@ -15,6 +15,7 @@ from scipy.stats import binom, norm
 from edge.errors import InputError
 from edge.samples import Sample
 from quantize.decision import (
+    INDIFFERENCE,
     DecisionRule,
     Scored,
     check_decidable,
@@ -77,7 +78,15 @@ def test_no_threshold_between_scores_is_expected_to_be_better(rows):
         assert chosen.threshold <= levels[0]
         return
     best = max(_expected_f1(label, score, t) for t in (levels[1:] + levels[:-1]) / 2)
-    assert _expected_f1(label, score, chosen.threshold) >= best - 1e-5
+    assert _expected_f1(label, score, chosen.threshold) >= best - INDIFFERENCE - 1e-5
+
+
+def test_of_thresholds_that_are_as_good_the_one_in_the_widest_gap_is_taken():
+    label = [False] * 40 + [True] * 40
+    score = [*np.linspace(-4, -1, 40), *np.linspace(1, 4, 39), 0.2]
+    assert choose_threshold(label, score).threshold == pytest.approx(-0.4, abs=0.01)
+    # A gap does not buy a worse verdict.
+    assert choose_threshold(label, [*np.linspace(-4, 0.1, 40), *np.linspace(0.2, 2, 39), 6.0]).threshold < 0.3
 
 
 @pytest.mark.parametrize(
