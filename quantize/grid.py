@@ -50,7 +50,7 @@ from quantize.operations import (
     source,
 )
 from quantize.quiet import quiet
-from quantize.ranges import RangeObserver
+from quantize.ranges import LEVELS, RangeObserver
 from quantize.recipe import ROUNDINGS, GridRecipe
 from quantize.replacements import instead_of
 from quantize.requantization import settle_activations, settle_biases, settle_weights
@@ -246,6 +246,11 @@ class CalibratedGrid:
             settle_biases(prepared)
             return convert_pt2e(prepared, fold_quantize=True)
 
+    @property
+    def weight_levels(self) -> int:
+        """The largest weight in steps."""
+        return self.recipe.weight_levels if self.recipe else LEVELS
+
     def output_scales(self) -> tuple[float, ...]:
         """The step of each output in its own unit (logits), in the order of the network's outputs."""
         (output,) = [node for node in self.folded.graph.nodes if node.op == "output"]
@@ -321,13 +326,13 @@ def calibrate(
     saturate_summands(prepared)
     if recipe.tie_free:
         settle_activations(prepared)
-        settle_weights(prepared)
+        settle_weights(prepared, recipe.weight_levels)
     trained = parameters(prepared)
     undisturbed: dict[str, Moments] = {}
     if recipe.rounding == SECOND_ORDER:
         # Good parts come first, defects last: what is looked at has to be of both.
         looked_at = images[:: -(-len(images) // ROUNDING_IMAGES)]
-        undisturbed = round_weights(prepared, CONVOLUTIONS, looked_at, tie_free=recipe.tie_free)
+        undisturbed = round_weights(prepared, CONVOLUTIONS, looked_at, recipe)
     return CalibratedGrid(
         prepared,
         tuple(input_shape),

@@ -20,7 +20,7 @@ from quantize.grid import CalibratedGrid, calibrate
 from quantize.models.batch_norm import fold_batch_norm
 from quantize.qat import Thresholds, Tuner, with_fake_quant
 from quantize.quiet import quiet
-from quantize.recipe import WIDENING, GridRecipe
+from quantize.recipe import WIDENINGS, GridRecipe
 from quantize.run import GRID, METRICS, RUN, WEIGHTS, Run, open_run
 from quantize.training.augmentation import AugmentationConfig, centered
 from quantize.training.batches import BalancedBatches
@@ -47,7 +47,7 @@ class QatConfig:
     epoch_tiles: int = 512
     batch_size: int = 8
     rate: float = 3e-5
-    widening: float = WIDENING
+    widening: float = WIDENINGS[0]
     time_limit_min: float = 15.0
     seed: int = 0
     accelerator: str = "auto"

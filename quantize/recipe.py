@@ -9,8 +9,11 @@ from dataclasses import dataclass
 RANGES = ("mse", "minmax", "percentile")
 # How weights are rounded, see `quantize.rounding`.
 ROUNDINGS = ("second-order", "nearest")
+# Largest weight in steps. Products of two int8 are added in int16 by processors that have no instruction for it (x86-64
+# without VNNI): with weights of half the range no pair of them overflows.
+WEIGHT_LEVELS, NARROW_WEIGHT_LEVELS = 127, 63
 # What copies of channels may cost where the plain grid misses, see `quantize.widening`.
-WIDENING = 0.25
+WIDENINGS = (0.25, 0.6)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class GridRecipe:
         one_sided: tensors that are never negative use the whole grid (zero point -128) where they can.
         equalised: channels fill the grid of their tensor, see `quantize.equalisation`.
         tie_free: scales are such that all runtimes round alike, see `quantize.requantization`.
+        weight_levels: the largest weight in steps, `WEIGHT_LEVELS` or `NARROW_WEIGHT_LEVELS`.
         widening: what copies of channels may cost, as a share of the multiply-accumulates; 0: none are made.
     """
 
@@ -31,4 +35,5 @@ class GridRecipe:
     one_sided: bool = True
     equalised: bool = True
     tie_free: bool = True
+    weight_levels: int = WEIGHT_LEVELS
     widening: float = 0.0

@@ -79,14 +79,19 @@ def weight_scales(least: Tensor, read: float, written_scale: float) -> Tensor:
     return written_scale * power / (read * divisor)
 
 
-def settle_weights(prepared: fx.GraphModule) -> None:
-    """Choose the scales of weights that were observed, in place; for weights that are rounded to the nearest step."""
+def settle_weights(prepared: fx.GraphModule, levels: int = LEVELS) -> None:
+    """Choose the scales of weights that were observed, in place; for weights that are rounded to the nearest step.
+
+    Args:
+        levels: the largest weight in steps.
+    """
     for node in prepared.graph.nodes:
         scales = convolution_scales(prepared, node)
         if scales is not None:
             observer = observer_before(prepared, node, 1)
             assert isinstance(observer, PerChannelMinMaxObserver)
-            fix_weights(observer, weight_scales(observer.calculate_qparams()[0], *scales))
+            least = observer.calculate_qparams()[0] * (LEVELS / levels)
+            fix_weights(observer, weight_scales(least, *scales))
 
 
 def settle_biases(prepared: fx.GraphModule) -> None:

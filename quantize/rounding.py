@@ -26,6 +26,7 @@ from torchao.quantization.pt2e.observer import ObserverBase, PerChannelMinMaxObs
 
 from edge.progress import progress
 from quantize.ranges import LEVELS
+from quantize.recipe import GridRecipe
 from quantize.requantization import convolution_scales, fix_weights, weight_scales
 
 # A dead channel must not get a scale so small that its int32 bias overflows.
@@ -55,7 +56,7 @@ class Moments:
 
 
 def round_weights(
-    prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor], *, tie_free: bool = True
+    prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor], recipe: GridRecipe
 ) -> dict[str, Moments]:
     """Put the weights of every convolution of a calibrated graph on the grid, in place.
 
@@ -63,20 +64,24 @@ def round_weights(
         prepared: from `prepare_pt2e`, with the ranges of all tensors observed.
         convolutions: the graph's targets that are one.
         images: float32 [1, C, H, W] each; as many are used as `MEMORY_BYTES` has room for.
-        tie_free: choose the scales of weights by `quantize.requantization`.
+        recipe: of the grid that `prepared` is on.
 
     Returns:
         by node, the moments of inputs that are in full precision on both sides: what `solve` takes to round one
         convolution as if no other were on the grid.
     """
-    walk = _Walk(prepared, convolutions, images, tie_free)
+    walk = _Walk(prepared, convolutions, images, recipe)
     for node in progress(list(prepared.graph.nodes), "rounding weights"):
         walk.visit(node)
     return walk.undisturbed
 
 
 def solve(
-    weight: Tensor, bias: Tensor, moments: Moments, ends: tuple[float, float] | None = None
+    weight: Tensor,
+    bias: Tensor,
+    moments: Moments,
+    ends: tuple[float, float] | None = None,
+    levels: int = LEVELS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights on the grid, the bias that goes with them, and their scales.
 
@@ -85,16 +90,17 @@ def solve(
         bias: [groups, outputs].
         ends: scales of what the convolution reads and writes, for weights whose sums are requantized without ties
             (`quantize.requantization`).
+        levels: the largest weight in steps.
     Returns:
         weights as multiples of their scale, biases, scales [groups, outputs].
     """
     inputs = weight.shape[2]
     whole = adapt(weight, bias, moments)
-    scale = (whole[:, :, :inputs].abs().amax(2) / LEVELS).clamp_min(SMALLEST_SCALE)
+    scale = (whole[:, :, :inputs].abs().amax(2) / levels).clamp_min(SMALLEST_SCALE)
     if ends is not None:
         scale = weight_scales(scale, *ends)
     damped = moments.grid + DAMPING * _penalty(moments)
-    rounded = _round_in_turn(whole, damped, scale)
+    rounded = _round_in_turn(whole, damped, scale, levels)
     return rounded[:, :, :inputs].float(), rounded[:, :, inputs].float(), scale.float()
 
 
@@ -126,7 +132,7 @@ def _penalty(moments: Moments) -> Tensor:
     return mean_square * free_bias.diag()
 
 
-def _round_in_turn(whole: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
+def _round_in_turn(whole: Tensor, moments: Tensor, scale: Tensor, levels: int) -> Tensor:
     """Round all inputs but the last, those of most power first; the others make good what each of them loses."""
     groups, _, size = whole.shape
     power = moments.diagonal(dim1=1, dim2=2)[:, :-1]
@@ -139,7 +145,7 @@ def _round_in_turn(whole: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(inverse, upper=True)
     done = torch.zeros_like(left)
     for place in range(size - 1):
-        steps = (left[:, :, place] / scale).round().clamp(-LEVELS, LEVELS)
+        steps = (left[:, :, place] / scale).round().clamp(-levels, levels)
         done[:, :, place] = steps * scale
         lost = (left[:, :, place] - done[:, :, place]) / factor[:, place, place, None]
         left[:, :, place:] -= lost[:, :, None] * factor[:, None, place, place:]
@@ -151,9 +157,9 @@ class _Walk:
     """A graph on its way: what each tensor is in full precision, and on the grid, for every image."""
 
     def __init__(
-        self, prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor], tie_free: bool
+        self, prepared: fx.GraphModule, convolutions: set[Any], images: Sequence[Tensor], recipe: GridRecipe
     ) -> None:
-        self.graph, self.convolutions, self.tie_free = prepared, convolutions, tie_free
+        self.graph, self.convolutions, self.recipe = prepared, convolutions, recipe
         self.images = images[:: -(-len(images) // _room(prepared))]
         self.parameters = dict(prepared.named_parameters()) | dict(prepared.named_buffers())
         self.full: dict[fx.Node, Any] = {}
@@ -225,8 +231,10 @@ class _Walk:
             whole = adapt(weight.reshape(shape), bias.reshape(shape[:2]), moments).float()
             ours, shifted = whole[:, :, :-1], whole[:, :, -1]
         else:
-            ends = convolution_scales(self.graph, node) if self.tie_free else None
-            ours, shifted, scale = solve(weight.reshape(shape), bias.reshape(shape[:2]), moments, ends)
+            ends = convolution_scales(self.graph, node) if self.recipe.tie_free else None
+            ours, shifted, scale = solve(
+                weight.reshape(shape), bias.reshape(shape[:2]), moments, ends, self.recipe.weight_levels
+            )
         weight.copy_(ours.reshape(weight.shape))
         if isinstance(bias_node, fx.Node):
             bias.copy_(shifted.reshape(-1))

@@ -168,7 +168,9 @@ class _Graph:
             trained = grid.trained[str(weight.target)]
             shape = (len(moments.grid), len(trained) // len(moments.grid), -1)
             bias = grid.trained[str(biases[0].target)] if biases else trained.new_zeros(len(trained))
-            rounded, shifted, _ = solve(trained.reshape(shape), bias.reshape(shape[:2]), moments)
+            rounded, shifted, _ = solve(
+                trained.reshape(shape), bias.reshape(shape[:2]), moments, None, grid.weight_levels
+            )
             self.alone[node.name] = {weight: rounded.reshape(trained.shape)} | dict.fromkeys(
                 biases, shifted.reshape(-1)
             )

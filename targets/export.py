@@ -26,7 +26,7 @@ from edge.predictions import Predictions, predict
 from edge.progress import step
 from edge.samples import Sample, dataset_digest, read_samples
 from quantize.decision import refuse_copies
-from quantize.recipe import WIDENING, GridRecipe
+from quantize.recipe import WIDENINGS, GridRecipe
 from quantize.reference import open_run as open_reference
 from quantize.run import Run
 from targets import calibration, parity
@@ -37,9 +37,9 @@ from targets.profile import Profile
 from targets.tried import grid_name
 
 GOLDEN_FRAMES = 8
-# Ways onto the grid, cheapest on the device first. Which ranges are nearer differs from network to network, and the
-# tails that "mse" clips are the defects.
-GRIDS = (GridRecipe(), GridRecipe(widening=WIDENING), GridRecipe(ranges="minmax"))
+# Ways onto the grid, cheapest on the device first, then what clips nothing: which ranges are nearer differs between
+# networks, and the tails that "mse" clips are the defects.
+GRIDS = (*(GridRecipe(widening=share) for share in (0.0, *WIDENINGS)), GridRecipe(ranges="minmax"))
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ def export(
     refuse_existing(out)
     _refuse_foreign(rejected)
     order = list(precisions or profile.precisions(target))
+    if run.tuned_grid and profile.int8_saturates:
+        raise TargetError(
+            f"the grid of {run.path} was tuned for weights of 8 bits",
+            wanted=f"weights of 7 bits: products of int8 overflow on profile {profile.name}",
+            next_step="export the RUN that it was tuned from",
+        )
     if not order:
         raise TargetError(
             f"profile {profile.name} allows no precision that target {target.NAME} writes",
@@ -121,6 +127,7 @@ def export(
         frames.tiles,
         name=run.name,
         facts=_format_facts(run),
+        recipe=profile.grid(GridRecipe()),
         tuned=run.tuned_grid,
     )
 
@@ -135,7 +142,7 @@ def export(
     # Everything is made and measured in a staging folder, so that neither name is seen before its verdict is in.
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        for place, (precision, recipe, on_grid) in enumerate(_candidates(order, network)):
+        for place, (precision, recipe, on_grid) in enumerate(_candidates(order, network, profile)):
             folder = Path(staging) / str(place)
             folder.mkdir()
             chosen_by = {"ranges": recipe and recipe.ranges, "widening": recipe.widening if recipe else 0.0}
@@ -164,7 +171,9 @@ def export(
     return Exported(Artifact.open(kept), candidates, passed is not None, profile.is_measured(order))
 
 
-def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, GridRecipe | None, Network]]:
+def _candidates(
+    order: Sequence[str], network: Network, profile: Profile
+) -> Iterator[tuple[str, GridRecipe | None, Network]]:
     """Precision, way onto the grid and network of everything to try, in this order.
 
     int8 is tried in all `GRIDS`, unless it was tuned; there, and off the grid, is no way to choose.
@@ -172,10 +181,12 @@ def _candidates(order: Sequence[str], network: Network) -> Iterator[tuple[str, G
     for precision in order:
         if precision not in ON_GRID or (network.tuned and precision == "int8"):
             yield precision, None, network
-        elif precision != "int8":
-            yield precision, network.recipe, network
+        elif precision == "mixed":
+            # Nothing that costs less came near enough.
+            recipe = replace(network.recipe, widening=WIDENINGS[0])
+            yield precision, recipe, replace(network, recipe=recipe, made={})
         else:
-            for recipe in GRIDS:
+            for recipe in map(profile.grid, GRIDS):
                 same = recipe == network.recipe
                 yield precision, recipe, network if same else replace(network, recipe=recipe, made={})
 

@@ -9,6 +9,7 @@ python = "3.10"                      # of the runtime on the device
 memory_bytes = 8_589_934_592         # what the network may take of it
 precisions = ["int8", "mixed", "fp16", "fp32"]  # tried in this order; the first that passes the gate wins
 p50_ms = {int8 = 6.1, fp16 = 9.8}     # optional: of `edgeqc bench` on the device; the fastest is tried first then
+int8_saturates = true                # optional: adds products in int16 (x86-64 without VNNI); weights take 7 bits there
 default = true                       # the profile that the target takes when none is named
 run_device = "cuda:0"                # optional: the backend's device
 latency_budget_ms = 20.0             # optional: the self-test fails above it
@@ -21,11 +22,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError
+from quantize.recipe import NARROW_WEIGHT_LEVELS, GridRecipe
 from targets.errors import TargetError
 
 if sys.version_info >= (3, 11):
@@ -47,6 +49,7 @@ class Profile:
         device: what the backend opens (`edgetpu:0`), or None for the backend's default.
         memory_bytes: what the network may take on the device, None: not limited.
         order: precisions that the device runs, as somebody believes, fastest first.
+        int8_saturates: the processor adds products of two int8 in int16, see `quantize.recipe.NARROW_WEIGHT_LEVELS`.
         p50_ms: by precision, the median latency that `edgeqc bench` measured on the device.
     """
 
@@ -61,6 +64,7 @@ class Profile:
     default: bool = False
     device: str | None = None
     latency_budget_ms: float | None = None
+    int8_saturates: bool = False
     p50_ms: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
 
@@ -77,6 +81,10 @@ class Profile:
         """Whether the order of `precisions` was measured on the device; of a single one there is no order."""
         return len(precisions) < 2 or all(precision in self.p50_ms for precision in precisions)
 
+    def grid(self, recipe: GridRecipe) -> GridRecipe:
+        """The recipe as this device needs it."""
+        return replace(recipe, weight_levels=NARROW_WEIGHT_LEVELS) if self.int8_saturates else recipe
+
     def facts(self) -> dict[str, Any]:
         """What the manifest records."""
         return {
@@ -86,6 +94,7 @@ class Profile:
             "max_onnx_opset": self.max_onnx_opset,
             "python": self.python,
             "memory_bytes": self.memory_bytes,
+            "int8_saturates": self.int8_saturates,
         }
 
     def onnx_opset(self, oldest: int, newest: int) -> int:
@@ -171,6 +180,7 @@ def _read(file: Path) -> Profile:
             device=facts.pop("run_device", None),
             latency_budget_ms=facts.pop("latency_budget_ms", None),
             p50_ms=_latencies(facts.pop("p50_ms", {})),
+            int8_saturates=bool(facts.pop("int8_saturates", False)),
             notes=str(facts.pop("notes", "")),
         )
         version = tuple(int(part) for part in profile.python.split("."))

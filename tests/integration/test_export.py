@@ -220,7 +220,7 @@ def test_a_missed_budget_is_exit_3_and_kept_as_rejected(data, run, tmp_path, cap
     assert rejected.manifest["gate"]["passed"] is False
     assert any("mask agreement" in reason for reason in rejected.manifest["gate"]["reasons"])
     tried = json.loads((rejected.path / "gate.json").read_text())["candidates"]
-    assert len(tried) == 3
+    assert len(tried) == 4
     nearest = max(tried, key=lambda one: one["row"]["mask_agreement_iou"])
     kept = rejected.manifest["calibration"]
     assert (kept["ranges"], kept["widening"]) == (nearest["ranges"], nearest["widening"])
@@ -266,11 +266,12 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path, ca
     file = tmp_path / "said.json"
     code = cli.main([*map(str, arguments), "--min-mask-agreement", "0.9999", "--json", str(file)])
     said = json.loads(file.read_text())
-    assert [(one["precision"], one["ranges"], one["widening"]) for one in said["candidates"]][:5] == [
+    assert [(one["precision"], one["ranges"], one["widening"]) for one in said["candidates"]][:6] == [
         ("int8", "mse", 0.0),
         ("int8", "mse", 0.25),
+        ("int8", "mse", 0.6),
         ("int8", "minmax", 0.0),
-        ("mixed", "mse", 0.0),
+        ("mixed", "mse", 0.25),
         ("fp16", None, 0.0),
     ]
     assert code == 0 and said["precision"] in ("mixed", "fp16", "fp32")
@@ -317,15 +318,16 @@ def test_all_candidates_are_measured_and_the_first_that_passes_is_the_artifact(d
     assert tried == [
         ("int8", "mse", 0.0, True),
         ("int8", "mse", 0.25, True),
+        ("int8", "mse", 0.6, True),
         ("int8", "minmax", 0.0, True),
         ("fp32", None, 0.0, True),
     ]
     # Each grid was measured with its own file: the rows differ in how far the scores moved.
     rows = [one["row"]["score_max_abs_diff"] for one in said["candidates"]]
-    assert len(set(rows)) == 4 and rows[3] < min(rows[:3])
+    assert len(set(rows)) == 5 and rows[4] < min(rows[:4])
     artifact = Artifact.open(tmp_path / "a")
     assert artifact.precision == "int8" and artifact.manifest["calibration"]["ranges"] == "mse"
-    assert len(json.loads((tmp_path / "a" / "gate.json").read_text())["candidates"]) == 4
+    assert len(json.loads((tmp_path / "a" / "gate.json").read_text())["candidates"]) == 5
 
 
 def test_full_precision_is_exported_by_a_process_that_never_quantized(data, run, tmp_path):
