@@ -46,6 +46,7 @@ class RangeObserver(ObserverBase):
         self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
         self.register_buffer("largest", torch.zeros(()))
         self.top = 2.0**-10
+        self.fixed: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         magnitude = x.detach().abs().flatten().float()
@@ -62,18 +63,19 @@ class RangeObserver(ObserverBase):
         self.largest = torch.maximum(self.largest, highest)
         return x
 
-    def fix(self, largest: float) -> None:
-        """From now on the range is this one, whatever is seen."""
-        self.method = "minmax"
-        self.largest.fill_(largest)
+    def fix(self, scale: float) -> None:
+        """From now on the step is this one, to the last bit, whatever is seen."""
+        self.fixed = scale
 
     def shorten(self, useful: float) -> None:
         """From now on the range ends at `useful`, if it did not before."""
         if useful < self.range():
-            self.fix(useful)
+            self.fix(useful / self.steps)
 
     def range(self) -> float:
         """The largest magnitude that the grid represents."""
+        if self.fixed is not None:
+            return self.fixed * self.steps
         largest = float(self.largest)
         if self.method == "percentile":
             covered = self.counts.cumsum(0) / self.counts.sum().clamp_min(1)
@@ -93,4 +95,5 @@ class RangeObserver(ObserverBase):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         zero_point = -LEVELS - 1 if self.one_sided else 0
-        return torch.tensor([self.range() / self.steps]), torch.full((1,), zero_point, dtype=torch.int32)
+        scale = self.range() / self.steps if self.fixed is None else self.fixed
+        return torch.tensor([scale]), torch.full((1,), zero_point, dtype=torch.int32)

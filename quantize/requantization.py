@@ -53,13 +53,13 @@ def settle_activations(prepared: fx.GraphModule) -> None:
             read = observer_before(prepared, node, 0)
             if read is not None:
                 step = scale_of(read) / _averaged(node)
-                _fix(observer, step * odd_above(scale_of(observer) / step))
+                observer.fix(step * odd_above(scale_of(observer) / step))
                 settled.add(id(observer))
         elif node.target in PRODUCTS:
             both = [observer_before(prepared, node, index) for index in (0, 1)]
             if all(both):
                 step = math.prod(scale_of(one) for one in both if one is not None)
-                _fix(observer, step * odd_above(scale_of(observer) / step))
+                observer.fix(step * odd_above(scale_of(observer) / step))
                 settled.add(id(observer))
 
 
@@ -164,10 +164,8 @@ def _settle_sums(prepared: fx.GraphModule) -> set[int]:
             unit = scale / max(1, round(scale / unit))
         for observer in free:
             multiple = scale_of(observer) / unit
-            _fix(
-                observer,
-                unit * (odd_above(multiple) if id(observer) in sums else math.ceil(multiple * (1 - 1e-6))),
-            )
+            whole = odd_above(multiple) if id(observer) in sums else math.ceil(multiple * (1 - 1e-6))
+            observer.fix(unit * whole)
     return settled
 
 
@@ -210,10 +208,6 @@ def _connected(prepared: fx.GraphModule) -> Iterator[tuple[list[ObserverBase], s
 def _averaged(mean: fx.Node) -> int:
     """How many values go into one of a mean."""
     return math.prod(_observed(mean, 0).meta["val"].shape) // math.prod(mean.meta["val"].shape)
-
-
-def _fix(observer: RangeObserver, scale: float) -> None:
-    observer.fix(scale * observer.steps)
 
 
 def _tensor(node: fx.Node, index: int) -> fx.Node:

@@ -60,7 +60,7 @@ def with_grid_state(
     for name, observer in _observers(prepared):
         scale = state[SCALE + name]
         if isinstance(observer, RangeObserver):
-            observer.fix(float(scale * observer.steps))
+            observer.fix(float(scale))
         else:
             observer.min_val, observer.max_val = -LEVELS * scale, LEVELS * scale
     return prepared

@@ -92,9 +92,12 @@ class Network:
         """
         from quantize.quiet import quiet
 
-        if self.tuned is None:
-            return self._calibrated()
         with quiet():
+            if self.tuned is None:
+                from quantize.grid_cache import cached_grid
+
+                graph = self.program.graph
+                return cached_grid(self.folded, graph, self.tiles, self.shape, self.recipe, self._calibrated)
             from quantize.tuned_grid import load_grid
 
             return load_grid(self.tuned, self.folded, self.shape)
@@ -110,7 +113,8 @@ class Network:
         # Good parts come first, defects last: what is looked at has to be of both.
         tiles = self.tiles[:: -(-len(self.tiles) // PLANNING_TILES)]
         images = [torch.from_numpy(encode(tile, self._spec)) for tile in tiles]
-        return plan_mixed(measure(self.grid, images).rows)
+        grid = self.grid if self.tuned is not None else self._calibrated()
+        return plan_mixed(measure(grid, images).rows)
 
     @cached_property
     def mixed(self) -> CalibratedGrid:

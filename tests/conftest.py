@@ -34,6 +34,14 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """The user's cache is not the tests' to fill, nor to be answered from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def shared(variable: str, name: str) -> Path:
     """A folder that is not in the repository: `$VARIABLE`, else ../shared/NAME beside the repository."""
     folder = Path(os.environ.get(variable) or ROOT.parent / "shared" / name)
