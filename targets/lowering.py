@@ -136,7 +136,7 @@ class Network:
 
             return calibrate(
                 self.folded,
-                self._batches(),
+                self.batches(),
                 input_shape=self.shape,
                 recipe=self.recipe,
                 leave=leave,
@@ -146,7 +146,8 @@ class Network:
     def _spec(self) -> InputSpec:
         return replace(self.input, layout="nchw", file_dtype="float32", encoding="centered_float")
 
-    def _batches(self) -> Iterator[Tensor]:
+    def batches(self) -> Iterator[Tensor]:
+        """The tiles one by one as the network takes them, float32 [1, C, H, W] in (p - 128) / 128."""
         import torch
 
         for tile in self.tiles:
@@ -250,7 +251,7 @@ def mixed_facts(network: Network, precision: str) -> dict[str, Any]:
 def needed_bytes(network: Network, precision: str, file_bytes: int) -> int:
     """Weights plus the largest pair of neighbouring activations: the least that any runtime has to hold."""
     # The layers that `mixed` leaves in float are mostly the first ones, with the largest tensors.
-    width = {"int8": 1, "mixed": 4, "fp16": 2, "fp32": 4}[precision]
+    width = {"int8": 1, "nncf": 1, "mixed": 4, "fp16": 2, "fp32": 4}[precision]
     return file_bytes + width * _largest_activations(network, precision)
 
 

@@ -25,11 +25,12 @@ from targets.lowering import (
     outputs,
 )
 from targets.onnx_graph import INPUT, onnx_model
+from targets.openvino_ptq import quantized_by_nncf
 from targets.profile import Profile
 
 NAME = "openvino"
 BACKEND = "openvino"
-PRECISIONS = ("int8", "mixed", "fp16", "fp32")
+PRECISIONS = ("int8", "nncf", "mixed", "fp16", "fp32")
 MODEL = "model.xml"
 # Beyond every value of a tensor of 256 steps, so that OpenVINO cannot make one clamp of it and the tensor's own range.
 _NO_CLAMP_STEPS = 1024
@@ -38,8 +39,8 @@ _NO_CLAMP_STEPS = 1024
 def lower(network: Network, precision: str, folder: Path, profile: Profile) -> Lowered:
     """Write `model.xml` and `model.bin`.
 
-    fp16 stores float16 weights; they are computed in what the runtime is told, which is f32 unless the
-    manifest says otherwise.
+    nncf is int8 by OpenVINO's own quantizer (`targets.openvino_ptq`). fp16 stores float16 weights; they are computed in
+    what the runtime is told, which is f32 unless the manifest says otherwise.
 
     Raises:
         KnownFaultError: the graph holds a pattern that OpenVINO is known to compute wrongly.
@@ -53,6 +54,8 @@ def lower(network: Network, precision: str, folder: Path, profile: Profile) -> L
     refuse(onnx_findings(graph, NAME), NAME)
     keep_sums_apart(graph)
     model = ov.Core().read_model(graph.SerializeToString())
+    if precision == "nncf":
+        model = quantized_by_nncf(model, network, saturates=profile.int8_saturates)
     model = _take_frames(ov, model)
     model.set_friendly_name(network.name)
     for key, value in _model_info(network).items():

@@ -266,15 +266,16 @@ def test_a_missed_budget_falls_back_to_a_finer_precision(data, run, tmp_path, ca
     file = tmp_path / "said.json"
     code = cli.main([*map(str, arguments), "--min-mask-agreement", "0.9999", "--json", str(file)])
     said = json.loads(file.read_text())
-    assert [(one["precision"], one["ranges"], one["widening"]) for one in said["candidates"]][:6] == [
+    assert [(one["precision"], one["ranges"], one["widening"]) for one in said["candidates"]][:7] == [
         ("int8", "mse", 0.0),
         ("int8", "mse", 0.25),
         ("int8", "mse", 0.6),
         ("int8", "minmax", 0.0),
+        ("nncf", None, 0.0),
         ("mixed", "mse", 0.25),
         ("fp16", None, 0.0),
     ]
-    assert code == 0 and said["precision"] in ("mixed", "fp16", "fp32")
+    assert code == 0 and said["precision"] in ("nncf", "mixed", "fp16", "fp32")
     assert not said["candidates"][0]["passed"]
     assert not (tmp_path / "artifact.rejected").exists()
     (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("FALLBACK: "))
