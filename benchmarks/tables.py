@@ -46,7 +46,11 @@ def main() -> None:
     )
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, view in (("mtd-first", first_table), ("quality", quality_readme)):
+    for name, view in (
+        ("mtd-first", first_table),
+        ("quality", quality_readme),
+        ("quantization", quantization_table),
+    ):
         if name in results:
             text = between_markers(text, name, view(results[name]["rows"]))
     readme.write_text(text)
@@ -64,6 +68,33 @@ def between_markers(text: str, name: str, content: str) -> str:
         text,
         flags=re.DOTALL,
     )
+
+
+def quantization_table(rows: list[dict[str, Any]]) -> str:
+    """The README's view of quantization: what int8 changes, a row for each network and target that were measured."""
+    by_id = {row["id"]: row for row in rows}
+    lines = [
+        "| network | target | flips of 260 | new misses | masks agree | F1 | Seg_Recall |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    differing, steps = [], []
+    for network in ("sample-centric", "pixel-confidence", "weak"):
+        label = f"{network}-calibrated"
+        for target in ("openvino", "tensorrt", "edgetpu"):
+            if f"{label}.{target}.flips" in by_id:
+                keys = ("flips", "new_misses", "masks", "f1", "seg_recall")
+                cells = [value_text(by_id[f"{label}.{target}.{key}"]) for key in keys]
+                lines.append("| " + " | ".join([network, f"`{target}`", *cells]) + " |")
+        differing += [int(row["value"]) for id, row in by_id.items() if id.startswith(f"{label}.cross.")]
+        if f"{label}.litert.onnx" in by_id:
+            steps.append(float(by_id[f"{label}.litert.onnx"]["value"]))
+    if not differing:
+        return "Not run."
+    tail = (
+        f"Verdicts that differ between two of the devices: {max(differing)} at most. "
+        f"Largest score difference between LiteRT and onnxruntime: {max(steps):.3g} output steps."
+    )
+    return "\n".join(lines) + "\n\n" + tail
 
 
 def first_table(rows: list[dict[str, Any]]) -> str:
