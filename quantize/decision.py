@@ -38,6 +38,8 @@ CHUNK = 256
 # Qualities this near to each other are one: some hundred photographs cannot tell them apart by far, and between them
 # the gap decides, for a score that no threshold is near to does not flip on a device.
 INDIFFERENCE = 0.01
+# The same for the mean IoU of masks, of which there are more pixels to know it by.
+MASK_INDIFFERENCE = 0.005
 # Thresholds that rule `risk` tests. In a sequence fixed beforehand more of them cost no confidence.
 CANDIDATES = 1001
 
@@ -278,19 +280,31 @@ def choose_threshold(
     )
 
 
-def choose_mask_threshold(ious: ArrayLike, candidates: ArrayLike) -> tuple[float, float]:
-    """The mask threshold (a logit) with the highest mean IoU, and that IoU.
+def choose_mask_threshold(ious: ArrayLike, areas: ArrayLike, candidates: ArrayLike) -> tuple[float, float]:
+    """The mask threshold (a logit), and the mean IoU of the masks at it.
 
-    ``ious`` is [candidates, positives], made by the runtime's own postprocessing at each candidate. Of
-    equally good candidates the one nearest to 0 is taken.
+    Of the candidates whose mean IoU is within `MASK_INDIFFERENCE` of the best, the one around which the masks change
+    least: a device's logits differ a little, and what that adds to a mask or takes from it is the area between two
+    thresholds. Of equal ones the one nearest to 0 is taken.
+
+    Args:
+        ious, areas: [candidates, positives], IoUs with the truth and pixels of the masks, made by the runtime's own
+            postprocessing at each candidate.
+        candidates: logits, ascending.
     """
     steps = np.asarray(candidates, dtype=np.float64)
-    table = np.asarray(ious, dtype=np.float64)
-    if table.ndim != 2 or len(table) != len(steps) or table.size == 0:
-        raise ValueError(f"IoUs of shape {table.shape} for {len(steps)} candidates")
-    mean = table.mean(axis=1)
-    best = np.flatnonzero(mean >= mean.max() - 1e-12)
-    chosen = best[np.argmin(np.abs(steps[best]))]
+    table, pixels = np.asarray(ious, dtype=np.float64), np.asarray(areas, dtype=np.float64)
+    if table.ndim != 2 or len(table) != len(steps) or table.size == 0 or pixels.shape != table.shape:
+        raise ValueError(f"IoUs of shape {table.shape}, areas of {pixels.shape} for {len(steps)} candidates")
+    mean, total = table.mean(axis=1), pixels.sum(axis=1)
+    places = np.arange(len(steps))
+    above, below = total[np.minimum(places + 1, len(steps) - 1)], total[np.maximum(places - 1, 0)]
+    span = np.minimum(places + 1, len(steps) - 1) - np.maximum(places - 1, 0)
+    # The share of a mask that stays over one step to the next; nothing of an empty one.
+    kept = np.divide(above, below, out=np.zeros_like(total), where=below > 0) ** (1 / np.maximum(span, 1))
+    as_good = np.flatnonzero(mean >= mean.max() - MASK_INDIFFERENCE)
+    steady = as_good[kept[as_good] >= kept[as_good].max() - 1e-12]
+    chosen = steady[np.argmin(np.abs(steps[steady]))]
     return float(steps[chosen]), float(mean[chosen])
 
 

@@ -49,18 +49,19 @@ def choose_thresholds(
     """
     scores: list[float] = []
     ious: list[list[float]] = []
+    areas: list[list[int]] = []
     for sample in progress(val, "choosing thresholds on val"):
         score, masks, placement = _run(session, spec, framing, sample)
         scores.append(score)
         truth = read_mask(sample) if sample.defective and sample.mask is not None else None
         if truth is not None and truth.any():
-            ious.append(
-                [overlap(stitch(masks, placement, step), truth).iou for step in MASK_CANDIDATES.tolist()]
-            )
+            found = [stitch(masks, placement, step) for step in MASK_CANDIDATES.tolist()]
+            ious.append([overlap(mask, truth).iou for mask in found])
+            areas.append([int(mask.sum()) for mask in found])
     # No mask to choose by: even odds.
     mask_threshold, mask_iou = 0.0, float("nan")
     if ious:
-        mask_threshold, mask_iou = choose_mask_threshold(np.array(ious).T, MASK_CANDIDATES)
+        mask_threshold, mask_iou = choose_mask_threshold(np.array(ious).T, np.array(areas).T, MASK_CANDIDATES)
     kept = [_run(session, spec, framing, s)[0] for s in progress(held_out, "scoring split decide")]
     decision = decide(Scored(val, scores), Scored(held_out, kept) if held_out else None, rule)
     return Thresholds(decision, mask_threshold, mask_iou)

@@ -445,7 +445,15 @@ def test_a_decision_of_an_older_run_is_explained_too():
 
 
 def test_the_mask_threshold_maximises_the_mean_iou():
-    ious = [[0.2, 0.2], [0.5, 0.7], [0.9, 0.1]]
-    assert choose_mask_threshold(ious, [-1.0, 0.0, 1.0]) == (0.0, pytest.approx(0.6))
+    ious, areas = [[0.2, 0.2], [0.5, 0.7], [0.9, 0.1]], [[9, 9], [5, 5], [1, 1]]
+    assert choose_mask_threshold(ious, areas, [-1.0, 0.0, 1.0]) == (0.0, pytest.approx(0.6))
     # A tie goes to the one nearest to even odds.
-    assert choose_mask_threshold([[0.5], [0.5], [0.5]], [-2.0, 0.25, 1.0])[0] == 0.25
+    even = [[0.5], [0.5], [0.5]]
+    assert choose_mask_threshold(even, [[4], [4], [4]], [-2.0, 0.25, 1.0])[0] == 0.25
+
+
+def test_of_mask_thresholds_that_are_as_good_the_one_is_taken_around_which_masks_change_least():
+    steps, areas = [-1.0, -0.5, 0.0, 0.5, 1.0], [[101], [100], [99], [60], [20]]
+    assert choose_mask_threshold([[0.4], [0.698], [0.7], [0.7], [0.2]], areas, steps)[0] == -0.5
+    # Steadiness does not buy a worse mask.
+    assert choose_mask_threshold([[0.4], [0.6], [0.7], [0.7], [0.2]], areas, steps)[0] == 0.0
