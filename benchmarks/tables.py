@@ -30,7 +30,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, seeds {result['seeds']}.\n\n"
     )
     rows = table(result["rows"])
-    if name == "quality":
+    if name.startswith("quality"):
         rows = (
             f"{quality_section(result['rows'])}\n\n"
             f"<details><summary>All {len(result['rows'])} rows</summary>\n\n{rows}\n\n</details>"

@@ -218,7 +218,7 @@ class CalibratedGrid:
     """A network whose every tensor has its scale.
 
     Attributes:
-        prepared: the graph with its observers, calibrated.
+        prepared: the graph with its observers, calibrated; biases are rounded to what every target can hold.
         input_shape: (channels, height, width).
         count: images that set the ranges.
         recipe: how it was made; None where the numbers come from a file.
@@ -238,13 +238,14 @@ class CalibratedGrid:
     leave: tuple[str, ...] = ()
     widened: Widened | None = None
 
+    def __post_init__(self) -> None:
+        settle_biases(self.prepared)
+
     @cached_property
     def folded(self) -> fx.GraphModule:
         """Quantized graph with int8 weights: what every target lowers, and what torch can run as a check."""
         with quiet():
-            prepared = copy.deepcopy(self.prepared)
-            settle_biases(prepared)
-            return convert_pt2e(prepared, fold_quantize=True)
+            return convert_pt2e(copy.deepcopy(self.prepared), fold_quantize=True)
 
     @property
     def weight_levels(self) -> int:

@@ -40,6 +40,8 @@ LARGEST_DIVISOR = 4095
 # The largest scale among tensors that sums connect, in units: a tensor of a sixteenth of that still is met within 3 %,
 # and fixed-point kernels, which hold a ratio in about 20 bits, stay an order of magnitude inside of 1 / (2 D).
 LARGEST_MULTIPLE = 1023
+# A tensor of fewer units than this would lose more than an eighth of its resolution: it keeps its scale.
+LEAST_MULTIPLE = 16
 
 
 def settle_activations(prepared: fx.GraphModule) -> None:
@@ -164,6 +166,8 @@ def _settle_sums(prepared: fx.GraphModule) -> set[int]:
             unit = scale / max(1, round(scale / unit))
         for observer in free:
             multiple = scale_of(observer) / unit
+            if multiple < LEAST_MULTIPLE:
+                continue
             whole = odd_above(multiple) if id(observer) in sums else math.ceil(multiple * (1 - 1e-6))
             observer.fix(unit * whole)
     return settled

@@ -19,8 +19,11 @@ from edge.artifact import write_manifest
 
 SIZE = 32
 STEP = 6 / 127
-# Instructions of a processor without AMX. Such processors have VNNI since 2021, and most cameras' are of them.
-WITHOUT_AMX = "AVX2_VNNI"
+# Instructions of a processor without AMX. Such processors have VNNI since 2021, and most cameras' are of them: as wide
+# as AVX2 on Intel's, as wide as AVX512 alone on some of AMD's.
+_CPUINFO = Path("/proc/cpuinfo")
+_FLAGS = _CPUINFO.read_text() if _CPUINFO.is_file() else ""
+WITHOUT_AMX = "AVX512_CORE_VNNI" if "avx512_vnni" in _FLAGS and "avx_vnni" not in _FLAGS else "AVX2_VNNI"
 WITHOUT_VNNI = "AVX2"
 # Two products of weights up to 63 and pixels fit into int16, which processors without VNNI add them in.
 LARGEST_WEIGHT = 63

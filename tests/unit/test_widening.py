@@ -164,8 +164,9 @@ def test_equalised_channels_fill_the_grid_of_one_of_their_tensors(network):
 def test_each_step_takes_the_grid_nearer_to_full_precision(network):
     images, others = _images(16), _images(8, seed=1)
     recipes = {
-        "plain": GridRecipe(one_sided=False, equalised=False),
-        "one-sided": GridRecipe(equalised=False),
+        # Without equal rounding everywhere: here channels are worlds apart, and that moves scales a little.
+        "plain": GridRecipe(one_sided=False, equalised=False, tie_free=False),
+        "one-sided": GridRecipe(equalised=False, tie_free=False),
         "equalised": GridRecipe(),
     }
     grids = {
