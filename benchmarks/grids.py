@@ -41,7 +41,7 @@ class Grid:
 
 
 def _plain(rounding: str, ranges: str) -> GridRecipe:
-    return GridRecipe(ranges, rounding, one_sided=False, equalised=False)
+    return GridRecipe(ranges, rounding, one_sided=False, equalised=False, tie_free=False)
 
 
 GRIDS = (
@@ -49,15 +49,20 @@ GRIDS = (
     Grid("minmax", "second-order rounding, ranges minmax", _plain("second-order", "minmax")),
     Grid("mse", "second-order rounding, ranges mse", _plain("second-order", "mse")),
     Grid("percentile", "second-order rounding, ranges percentile", _plain("second-order", "percentile")),
-    Grid("one-sided", "as mse, one-sided tensors on all of the grid", GridRecipe(equalised=False)),
-    Grid("equalised", "as one-sided, equalised", GridRecipe()),
-    Grid("equalised-minmax", "as equalised, ranges minmax", GridRecipe(ranges="minmax")),
-    Grid("widened", "as equalised, 10 % wider", GridRecipe(widening=0.1)),
-    Grid("widened-25", "as equalised, 25 % wider", GridRecipe(widening=0.25)),
+    Grid(
+        "one-sided",
+        "as mse, one-sided tensors on all of the grid",
+        GridRecipe(equalised=False, tie_free=False),
+    ),
+    Grid("equalised", "as one-sided, equalised", GridRecipe(tie_free=False)),
+    Grid("tie-free", "as equalised, requantized without ties", GridRecipe()),
+    Grid("tie-free-minmax", "as tie-free, ranges minmax", GridRecipe(ranges="minmax")),
+    Grid("tie-free-25", "as tie-free, 25 % wider", GridRecipe(widening=0.25)),
+    Grid("tie-free-60", "as tie-free, 60 % wider", GridRecipe(widening=0.6)),
     *(
         Grid(
-            f"from-{count}-seed{seed}",
-            f"as equalised, from {count} tiles, draw {seed}",
+            f"tie-free-from-{count}-seed{seed}",
+            f"as tie-free, from {count} tiles, draw {seed}",
             GridRecipe(),
             count,
             seed,
