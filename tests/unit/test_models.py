@@ -10,7 +10,7 @@ nn = torch.nn
 from edge.errors import InputError  # noqa: E402
 from quantize.models import build, names  # noqa: E402
 from quantize.models.batch_norm import fold_batch_norm  # noqa: E402
-from quantize.models.sample_centric import _pool_chain  # noqa: E402
+from quantize.models.sample_centric import SampleHead, _pool_chain  # noqa: E402
 
 
 def _network(**changes):
@@ -147,3 +147,15 @@ def test_an_unknown_configuration_is_named(config, word):
     with pytest.raises(InputError) as caught:
         build(config)
     assert word in str(caught.value)
+
+
+def test_the_sample_head_sees_some_features_in_training_and_all_of_them_otherwise():
+    torch.manual_seed(0)
+    head = SampleHead(64, 8, dropout=0.5)
+    x = torch.rand(4, 64, 4, 4) + 0.5
+    in_training = [head.train()(x) for _ in range(2)]
+    assert not torch.equal(*in_training)
+    assert torch.equal(head.eval()(x), head(x))
+    whole = SampleHead(64, 8, dropout=0.0)
+    whole.load_state_dict(head.state_dict())
+    assert torch.equal(whole.train()(x), head.eval()(x))
